@@ -1,0 +1,1 @@
+"""The stub resolver: MX, addresses, TXT, PTR, TLSA."""

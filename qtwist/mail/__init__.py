@@ -1,0 +1,1 @@
+"""Mail as values and rules: addresses, envelopes, reports, dates, header lines. Pure: no reactor, clock, file or socket."""

@@ -1,0 +1,110 @@
+"""What a policy is, and how a chain of policies comes to one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from twisted.internet.defer import Deferred
+
+from qtwist.mail.address import Address
+from qtwist.wire.smtp_server import Reply
+
+if TYPE_CHECKING:
+    from qtwist.control import Control
+    from qtwist.policy.session import ReceivedMessage, Session
+
+Opinion = Reply | None
+Answer = Opinion | Awaitable[Opinion]
+P = TypeVar("P", bound="Policy")
+
+HOOKS = ("connect", "helo", "mail", "rcpt", "data", "message")
+
+
+def refuse(code: int, text: bytes) -> Reply:
+    """A refusal: 4xx (try later) or 5xx (never). 421 also ends the connection. ValueError for any other code."""
+    if not 400 <= code <= 599:
+        raise ValueError(f"a refusal has a code from 400 to 599, not {code!r}")
+    return Reply(code, text)
+
+
+def accept(text: bytes = b"ok") -> Reply:
+    """A final yes: the policies after this one are not asked about this step.
+
+    An accepted `rcpt` also skips the relay rules, which come last: give it only for recipients that are yours.
+    """
+    return Reply(250, text)
+
+
+class Policy:
+    """Subclass this and override the hooks that matter to you.
+
+    Each hook may be a plain function, a coroutine, or return a Deferred. None means no opinion: the next policy is
+    asked. A :class:`Reply` is final for this step. A hook that raises, or takes longer than control/timeoutsmtpd,
+    is logged and answered 451 (421 in `connect`); the connection goes on. One policy object serves all connections at
+    once: what belongs to one connection goes into `session.notes`.
+    """
+
+    @classmethod
+    def from_control(cls: type[P], control: Control) -> P:
+        """Make the policy for a line of control/policies. Override it to read control files of your own."""
+        return cls()
+
+    def connect(self, session: Session) -> Answer:
+        """A client has connected; no greeting was sent yet. A refusal is the greeting and ends the connection."""
+
+    def helo(self, session: Session, name: bytes) -> Answer:
+        """HELO or EHLO (`session.extended`) with this name; the text of a positive reply is not used."""
+
+    def mail(self, session: Session, sender: Address) -> Answer:
+        """MAIL; the address is empty for a bounce. `session.sender` is set once it is accepted."""
+
+    def rcpt(self, session: Session, recipient: Address) -> Answer:
+        """RCPT; `session.recipients` are those accepted before."""
+
+    def data(self, session: Session) -> Answer:
+        """DATA, with sender and recipients complete. The text of a positive reply is not used."""
+
+    def message(self, session: Session, message: ReceivedMessage) -> Answer:
+        """The whole message has come and is not yet committed. The text of a positive reply is not used."""
+
+
+def hooks(policies: Sequence[Policy], name: str) -> tuple[Callable[..., Answer], ...]:
+    """The bound hooks called `name` of those policies that override it, in order."""
+    default = getattr(Policy, name)
+    bound = (getattr(policy, name) for policy in policies)
+    return tuple(hook for hook in bound if getattr(hook, "__func__", None) is not default)
+
+
+def consult(asked: Sequence[Callable[..., Answer]], *arguments: Any) -> Opinion | Deferred[Opinion]:
+    """Ask hooks in turn; the first opinion counts. A Deferred comes back only when one of them has to wait.
+
+    What a hook raises is raised here or errbacks; an answer that is no Reply is a TypeError.
+    """
+    for index, hook in enumerate(asked):
+        answer = hook(*arguments)
+        if answer is None:
+            continue
+        if isinstance(answer, Reply):
+            return answer
+        return Deferred.fromCoroutine(_consult_later(hook, answer, asked[index + 1 :], arguments))
+    return None
+
+
+async def _consult_later(
+    hook: Callable[..., Answer], answer: Answer, rest: Sequence[Callable[..., Answer]], arguments: tuple[Any, ...]
+) -> Opinion:
+    opinion = await _opinion(hook, answer)
+    for following in rest:
+        if opinion is not None:
+            break
+        opinion = await _opinion(following, following(*arguments))
+    return opinion
+
+
+async def _opinion(hook: Callable[..., Answer], answer: Answer) -> Opinion:
+    if isinstance(answer, Awaitable):
+        answer = await answer
+    if answer is not None and not isinstance(answer, Reply):
+        raise TypeError(f"{hook!r} answered {answer!r}, which is neither None nor a Reply")
+    return answer

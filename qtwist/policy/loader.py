@@ -1,0 +1,52 @@
+"""control/policies: one ``package.module.Class`` per line, for the administrator who writes no Python."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from qtwist.control import ControlError
+from qtwist.policy.base import Policy
+
+if TYPE_CHECKING:
+    from qtwist.control import Control
+
+
+def load_policies(control: Control) -> list[Policy]:
+    """The policies that control/policies names, in order; none when there is no such file.
+
+    ControlError, with file and line, for a line that cannot be imported, names no Policy, or whose `from_control` fails.
+    """
+    path = os.fspath(control.path("policies"))
+    try:
+        with open(path, "rb") as file:
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ControlError(path, None, error.strerror or str(error), "a readable file") from error
+    policies = []
+    for number, line in enumerate(lines, 1):
+        name = line.rstrip(b" \t")
+        if name and not name.startswith(b"#"):
+            policies.append(_load(control, path, number, name.decode("utf-8", "backslashreplace")))
+    return policies
+
+
+def _load(control: Control, path: str, number: int, name: str) -> Policy:
+    module_name, _, class_name = name.rpartition(".")
+    if not module_name:
+        raise ControlError(path, number, repr(name), "package.module.Class of a policy")
+    # Whatever the foreign code raises, the administrator shall learn which line has brought it in.
+    try:
+        found = getattr(import_module(module_name), class_name)
+    except Exception as error:
+        raise ControlError(path, number, f"{name!r} ({type(error).__name__}: {error})", "a policy class") from error
+    if not (isinstance(found, type) and issubclass(found, Policy)):
+        raise ControlError(path, number, repr(name), "a subclass of qtwist.policy.Policy")
+    try:
+        return found.from_control(control)
+    except Exception as error:
+        expected = "a policy that can be made with from_control(control)"
+        raise ControlError(path, number, f"{name!r} ({type(error).__name__}: {error})", expected) from error

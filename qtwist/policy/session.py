@@ -1,0 +1,64 @@
+"""What is known of one connection: the value that every hook of a policy gets first."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, ip_address
+
+import attrs
+
+from qtwist.mail.address import Address
+
+
+def plain_ip(host: str) -> str:
+    """`host` with an IPv4 address that is mapped into IPv6 (``::ffff:192.0.2.1``) as the IPv4 address that it is."""
+    if ":" in host:
+        try:
+            address = ip_address(host)
+        except ValueError:
+            return host
+        if isinstance(address, IPv6Address) and address.ipv4_mapped:
+            return str(address.ipv4_mapped)
+    return host
+
+
+@attrs.define
+class Session:
+    """One connection, and the transaction that runs on it.
+
+    `environment` holds what qmail's programs find in theirs (spec/qmail.md §4): TCPREMOTEIP, TCPREMOTEHOST,
+    TCPREMOTEINFO, TCPLOCALIP, TCPLOCALHOST say who talks to whom, RELAYCLIENT lets the client relay, DATABYTES
+    overrides control/databytes. Policies set them in their `connect` hook. The addresses are empty strings where the
+    transport has none.
+    """
+
+    id: str  # one per connection, in every log event
+    remote_ip: str = ""
+    remote_port: int = 0
+    local_ip: str = ""
+    local_port: int = 0
+    environment: dict[bytes, bytes] = attrs.field(factory=dict)
+    notes: dict[object, object] = attrs.field(factory=dict)  # for policies; a policy may use itself as key
+    helo: bytes | None = None
+    extended: bool = False  # the client said EHLO
+    sender: Address | None = None
+    declared_size: int = 0  # octets, from SIZE= of MAIL; 0 when not given
+    recipients: list[Address] = attrs.field(factory=list)
+
+    @property
+    def may_relay(self) -> bool:
+        return b"RELAYCLIENT" in self.environment
+
+    def forget_transaction(self) -> None:
+        self.sender = None
+        self.declared_size = 0
+        self.recipients = []
+
+
+@attrs.frozen
+class ReceivedMessage:
+    """What the `message` hook gets: the octets (LF line ends) counted, without the Received line that we add; the
+    header, or its first 64 KiB; and the number of hops that it tells of (spec/qmail.md §16.6)."""
+
+    size: int
+    header: bytes
+    hops: int

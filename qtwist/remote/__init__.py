@@ -1,0 +1,1 @@
+"""Remote delivery: routes, hosts, the SMTP client's shell, tcpto (spec/qmail.md §15)."""

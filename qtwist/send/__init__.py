@@ -1,0 +1,1 @@
+"""The queue manager: preprocessing, schedule, channels, bounces, log (spec/qmail.md §9)."""

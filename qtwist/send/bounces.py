@@ -1,0 +1,62 @@
+"""Injecting notices of failure: single and double bounces (spec/qmail.md §9.11)."""
+
+from __future__ import annotations
+
+import os
+
+import attrs
+
+from qtwist.interfaces import Accepted, IIncomingMessage, IQueue
+from qtwist.mail.envelope import Envelope, Origin
+from qtwist.mail.qsbmf import notice_head
+
+_BLOCK = 65536
+
+
+@attrs.frozen
+class BounceSettings:
+    """Who sends notices, and who gets those that cannot be sent back (spec/qmail.md §3)."""
+
+    bouncefrom: bytes
+    bouncehost: bytes
+    doublebounceto: bytes
+    doublebouncehost: bytes
+
+    def envelope(self, sender: bytes) -> Envelope:
+        """The envelope of the notice about a message from `sender` (which is not ``#@[]``)."""
+        if sender:
+            return Envelope(b"", (sender.removesuffix(b"-@[]"),))
+        return Envelope(b"#@[]", (self.doublebounceto + b"@" + self.doublebouncehost,))
+
+
+async def inject_bounce(
+    queue: IQueue, settings: BounceSettings, number: int, sender: bytes, paragraphs: bytes, now: int
+) -> Accepted:
+    """Queue the notice for message `number`: the collected paragraphs and a copy of the message.
+
+    `sender` is the stored one, `now` the time in seconds for the Date field. QueueError when the queue refuses,
+    OSError when the message cannot be read; in both cases nothing was queued.
+    """
+    envelope = settings.envelope(sender)
+    incoming = queue.begin(Origin.bounce(os.getuid()))
+    try:
+        await _write(incoming, notice_head(settings, sender, envelope.recipients[0], paragraphs, now))
+        fd = await queue.open(number)
+        try:
+            offset = 0
+            while block := os.pread(fd, _BLOCK, offset):
+                offset += len(block)
+                await _write(incoming, block)
+        finally:
+            os.close(fd)
+        accepted: Accepted = await incoming.commit(envelope)
+        return accepted
+    except BaseException:
+        incoming.abort()
+        raise
+
+
+async def _write(incoming: IIncomingMessage, data: bytes) -> None:
+    waiting = incoming.write(data)
+    if waiting is not None:
+        await waiting

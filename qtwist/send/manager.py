@@ -1,0 +1,425 @@
+"""The queue manager: takes what was accepted, tries it on its schedule, bounces what cannot be delivered.
+
+This is qmail-send (spec/qmail.md §9) as a Twisted service. It knows the queue by :class:`~qtwist.interfaces.IQueue` and
+the deliveries by :class:`~qtwist.interfaces.ISpawner`; the rules of time are in :mod:`qtwist.send.schedule`, the words of
+the log in :mod:`qtwist.send.log`, the notices in :mod:`qtwist.send.bounces`.
+
+Preprocessing, deliveries and bounces run side by side, so that a flood of new mail does not starve deliveries and a
+slow disk call for one message does not hold up another. What may run at once is bounded by the channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import attrs
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from qtwist.interfaces import Delivery, IQueue, ISpawner, MessageInfo, Preprocessed, QueueError, RecipientRecord
+from qtwist.mail.envelope import Report
+from qtwist.mail.qsbmf import recipient_paragraph
+from qtwist.mail.rewriting import Rewriter
+from qtwist.mail.verp import expand
+from qtwist.send.bounces import BounceSettings, inject_bounce
+from qtwist.send.log import SendLog
+from qtwist.send.schedule import READ_AHEAD, Channel, Pass
+
+#: Seconds until something that the disk refused is tried again (§1.5).
+RETRY_AFTER_TROUBLE = 123
+#: Seconds between attempts to append to bounce/N, and to read todo/ (§1.5).
+SLEEP_AFTER_TROUBLE = 10
+#: todo/ is looked at this often even when nobody pulls the trigger, in seconds (§1.5).
+TODO_INTERVAL = 1500
+#: Seconds between two sweeps for garbage (§9.8).
+GARBAGE_INTERVAL = 76431
+#: How many messages are preprocessed together, sharing their disk syncs.
+TODO_BATCH = 100
+
+#: Added to the report of a last try (§9.5).
+GIVING_UP = b"This message has been in the queue for too long; there will be no further attempt.\n"
+
+_log = Logger()
+
+
+@attrs.frozen
+class SendSettings:
+    """What the queue manager takes from control files (spec/qmail.md §3). `concurrency` maps channels to limits."""
+
+    rewriter: Rewriter
+    concurrency: dict[str, int]
+    lifetime: int  # seconds
+    bounces: BounceSettings
+
+
+def _path(channel: str, number: int, split: int) -> str:
+    return f"{channel}/{number % split}/{number}"
+
+
+class QueueManager(Service):
+    """qmail-send as a service.
+
+    `spawners` maps ``"local"`` and ``"remote"`` to the deliveries. `reread` returns a fresh :class:`Rewriter` from
+    control/locals and control/virtualdomains (HUP, §9.2), or raises an exception whose text says what is wrong.
+    """
+
+    name = "send"
+
+    def __init__(
+        self,
+        queue: IQueue,
+        spawners: dict[str, ISpawner],
+        settings: SendSettings,
+        log: SendLog,
+        clock: IReactorTime,
+        reread: Callable[[], Rewriter],
+        split: int = 23,
+    ) -> None:
+        self.queue = queue
+        self.spawners = spawners
+        self.settings = settings
+        self.log = log
+        self.clock = clock
+        self.exiting = False
+        self._reread = reread
+        self._split = split
+        self._rewriter = settings.rewriter
+        self.channels = {
+            name: Channel(name, min(settings.concurrency[name], spawners[name].limit)) for name in ("local", "remote")
+        }
+        self._both: set[int] = set()  # messages that still have a file on both channels
+        self._deliveries = 0
+        self._tasks: set[Deferred[None]] = set()
+        self._timers: dict[str, IDelayedCall] = {}
+        self._todo_wanted = False
+        self._todo_running = False
+        self._pumping = False
+
+    # Start, signals, stop.
+
+    def startService(self) -> None:
+        """Take the queue's lock and begin. BlockingIOError when another queue manager runs on this queue."""
+        self.queue.lock()
+        super().startService()
+        self._log_status()
+        self._task(self._scan())
+        self._sweep()
+        self.queue.on_todo(self.look_at_todo)
+        self.look_at_todo()
+
+    def retry_all(self) -> None:
+        """Make every queued message due now (ALRM, §9.2)."""
+        for channel in self.channels.values():
+            channel.wake_all(self.clock.seconds())
+        self.look_at_todo()
+        self._pump()
+
+    def reread(self) -> None:
+        """Read locals and virtualdomains again (HUP, §9.2). What cannot be read keeps its old value."""
+        try:
+            self._rewriter = self._reread()
+        except Exception as error:  # whatever a control file can be wrong in, the daemon goes on
+            self.log.alert(f"unable to reread controls: {error}")
+
+    def stopService(self) -> Deferred[None]:
+        """Finish running deliveries, start nothing new, record due times (TERM, §9.2)."""
+        super().stopService()
+        self.exiting = True
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        while self._tasks:
+            await DeferredList(list(self._tasks))
+        now = self.clock.seconds()
+        for channel in self.channels.values():
+            for number, due in channel.unrecorded():
+                await self._postpone(number, channel.name, due)
+            for one in channel.passes.values():
+                await self._postpone(one.number, channel.name, now)
+        self.log.exiting()
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` to its end beside everything else; a stop waits for it."""
+        task = Deferred.fromCoroutine(work)
+        task.addErrback(lambda failure: _log.failure("the queue manager met an unexpected error", failure))
+        if not task.called:
+            self._tasks.add(task)
+            task.addBoth(lambda _: self._tasks.discard(task))
+
+    def _later(self, name: str, seconds: float, call: Callable[[], None]) -> None:
+        """Do `call` in some seconds, in place of an earlier plan of that name; nothing is planned after TERM."""
+        if self.exiting:
+            return
+        planned = self._timers.pop(name, None)
+        if planned is not None:
+            planned.cancel()
+
+        def fire() -> None:
+            del self._timers[name]
+            call()
+
+        self._timers[name] = self.clock.callLater(max(0, seconds), fire)
+
+    def _log_status(self) -> None:
+        local, remote = self.channels["local"], self.channels["remote"]
+        self.log.status(
+            (local.running, local.concurrency), (remote.running, remote.concurrency), exiting=self.exiting
+        )
+
+    # What is found at the start, what comes in, what is swept out.
+
+    async def _scan(self) -> None:
+        for batch in self.queue.scan():
+            for message in await batch:
+                if len(message.due) == 2:
+                    self._both.add(message.number)
+                for channel, due in message.due.items():
+                    self.channels[channel].add(message.number, due)
+                if not message.due:
+                    self._task(self._end_message(message.number))
+            if self.exiting:
+                return
+            self._pump()
+
+    def _sweep(self) -> None:
+        self._later("garbage", GARBAGE_INTERVAL, self._sweep)
+        self._task(self._collect_garbage())
+
+    async def _collect_garbage(self) -> None:
+        try:
+            await self.queue.collect_garbage()
+        except OSError as error:
+            self.log.warning(f"unable to collect garbage: {error}; will try again later")
+
+    def look_at_todo(self) -> None:
+        """Preprocess what is in todo/ (§9.4), now or as soon as the running round is over."""
+        self._todo_wanted = True
+        if not self._todo_running and not self.exiting:
+            self._todo_running = True
+            self._task(self._preprocess_all())
+
+    async def _preprocess_all(self) -> None:
+        try:
+            while self._todo_wanted and not self.exiting:
+                self._todo_wanted = False
+                self._later("todo", TODO_INTERVAL, self.look_at_todo)
+                numbers = await self.queue.todo()
+                for start in range(0, len(numbers), TODO_BATCH):
+                    if self.exiting:
+                        return
+                    batch = numbers[start : start + TODO_BATCH]
+                    for result in await self.queue.preprocess(batch, self._rewriter.route):
+                        self._take_up(result)
+                    self._pump()
+        except OSError as error:
+            self.log.alert(f"unable to opendir todo, sleeping...: {error}")
+            self._later("todo", SLEEP_AFTER_TROUBLE, self.look_at_todo)
+        finally:
+            self._todo_running = False
+
+    def _take_up(self, result: Preprocessed | tuple[int, str]) -> None:
+        if isinstance(result, tuple):
+            self.log.warning(result[1])
+            return
+        self.log.new_message(result)
+        if len(result.channels) == 2:
+            self._both.add(result.number)
+        for channel in result.channels:
+            self.channels[channel].add(result.number, result.birth)
+        if not result.channels:
+            self._task(self._end_message(result.number))
+
+    # Passes and deliveries.
+
+    def _pump(self) -> None:
+        """Open passes and start deliveries as far as the channels allow, then sleep until the next one is due."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            for channel in self.channels.values():
+                while not self.exiting and (number := channel.take_due(self.clock.seconds())) is not None:
+                    self._task(self._open_pass(channel, number))
+                while not self.exiting and (chosen := channel.choose()) is not None:
+                    self._start(channel, *chosen)
+        finally:
+            self._pumping = False
+        due = [when for channel in self.channels.values() if (when := channel.next_due()) is not None]
+        if due:
+            wait = min(due) - self.clock.seconds()
+            # A message that is due but finds too many passes open is looked at again when one of them ends.
+            if wait > 0:
+                self._later("pass", wait, self._pump)
+
+    async def _open_pass(self, channel: Channel, number: int) -> None:
+        try:
+            info = await self.queue.info(number)
+        except (OSError, ValueError):
+            self.log.warning(f"trouble opening {_path('info', number, self._split)}; will try again later")
+            channel.give_back(number, self.clock.seconds() + RETRY_AFTER_TROUBLE)
+            self._pump()
+            return
+        one = channel.begin(number, info.sender, info.birth, self.clock.seconds(), self.settings.lifetime)
+        # On disk before anybody is dialled: a crash in the middle of this try must not bring the next one forward.
+        await self._postpone(number, channel.name, one.retry)
+        await self._read(channel, one)
+
+    async def _postpone(self, number: int, channel: str, due: float) -> None:
+        try:
+            await self.queue.postpone(number, channel, due)
+        except OSError:
+            path = _path(channel, number, self._split)
+            self.log.warning(f"unable to utime {path}; message will be retried too soon")
+
+    async def _read(self, channel: Channel, one: Pass) -> None:
+        """Read recipients until some are pending or the file ends."""
+        one.reading = True
+        try:
+            while not one.pending and not one.at_end:
+                records, one.offset = await self.queue.recipients(one.number, channel.name, one.offset, READ_AHEAD)
+                one.pending.extend(record for record in records if not record.done)
+                one.at_end = len(records) < READ_AHEAD
+        except OSError:
+            self.log.warning(f"trouble reading {_path(channel.name, one.number, self._split)}; will try again later")
+            one.at_end = one.left = True
+        except ValueError:
+            self.log.warning(f"unknown record type in {_path(channel.name, one.number, self._split)}!")
+            one.at_end = one.left = True
+        finally:
+            one.reading = False
+        await self._go_on(channel, one)
+
+    async def _go_on(self, channel: Channel, one: Pass) -> None:
+        """After anything that changed a pass: end it, or read on, and use the slots."""
+        if one.is_over:
+            channel.end(one)
+            await self._end_pass(channel, one)
+        elif one.wants_reading and not self.exiting:
+            self._task(self._read(channel, one))
+        self._pump()
+
+    def _start(self, channel: Channel, one: Pass, record: RecipientRecord) -> None:
+        self._deliveries += 1
+        self.log.starting(self._deliveries, one.number, channel.name, record.address)
+        self._log_status()
+        self._task(self._deliver(channel, one, record, self._deliveries))
+
+    async def _deliver(self, channel: Channel, one: Pass, record: RecipientRecord, delivery: int) -> None:
+        report = await self._try(channel, one, record)
+        if report.letter == b"Z" and one.dying:
+            report = Report.failure(report.text + GIVING_UP)
+        channel.free_slot()
+        self.log.delivery(delivery, report)
+        self._log_status()
+        self._pump()
+        if report.letter == b"D":
+            done = await self._append_bounce(one, record.address, report.text)
+        else:
+            done = report.letter == b"K"
+        if done:
+            await self._mark(channel, one, record)
+        else:
+            one.left = True
+        one.running -= 1
+        await self._go_on(channel, one)
+
+    async def _try(self, channel: Channel, one: Pass, record: RecipientRecord) -> Report:
+        try:
+            fd = await self.queue.open(one.number)
+        except OSError as error:
+            return Report.deferral(b"Unable to open the message: %s. (#4.3.0)\n" % str(error.strerror).encode())
+        delivery = Delivery(one.number, fd, expand(one.sender, record.address), record.address)
+        try:
+            report: Report = await self.spawners[channel.name].deliver(delivery)
+        except Exception:  # a spawner that breaks its promise must not cost a slot, nor the message
+            _log.failure("the {channel} spawner failed", channel=channel.name)
+            return Report.deferral(b"Internal error in the delivery; the daemon's log says more. (#4.3.0)\n")
+        return report
+
+    async def _append_bounce(self, one: Pass, address: bytes, text: bytes) -> bool:
+        """Add the paragraph of one failed recipient; False when the daemon ends before the disk takes it."""
+        paragraph = recipient_paragraph(self._rewriter.original(address), text)
+        while True:
+            try:
+                await self.queue.append_bounce(one.number, paragraph)
+            except OSError:
+                self.log.alert("unable to append to bounce message; HELP! sleeping...")
+                if self.exiting:
+                    return False
+                await deferLater(self.clock, SLEEP_AFTER_TROUBLE)
+            else:
+                return True
+
+    async def _mark(self, channel: Channel, one: Pass, record: RecipientRecord) -> None:
+        try:
+            await self.queue.mark(one.number, channel.name, record.offset)
+        except OSError:
+            path = _path(channel.name, one.number, self._split)
+            self.log.warning(f"trouble marking {path}; message will be delivered twice!")
+
+    async def _end_pass(self, channel: Channel, one: Pass) -> None:
+        if one.left:
+            channel.add(one.number, one.retry)
+            return
+        try:
+            await self.queue.finish_channel(one.number, channel.name)
+        except OSError:
+            self.log.warning(f"unable to unlink {_path(channel.name, one.number, self._split)}; will try again later")
+            channel.add(one.number, self.clock.seconds() + RETRY_AFTER_TROUBLE)
+            return
+        if one.number in self._both:
+            self._both.discard(one.number)
+        else:
+            await self._end_message(one.number)
+
+    # The end of a message.
+
+    async def _end_message(self, number: int, *, logged: bool = False) -> None:
+        """Bounce what failed and remove the message; what the disk refuses is tried again later (§9.6)."""
+        try:
+            if not logged:
+                await self._send_bounce(number)
+                # Before the files go: their number may be given to a new message at once.
+                self.log.end(number)
+                logged = True
+            await self.queue.finish(number)
+        except QueueError as error:
+            self.log.warning(f"trouble injecting bounce message, will try later: {error}")
+        except (OSError, ValueError) as error:
+            self.log.warning(f"unable to clean up {_path('mess', number, self._split)}; will try again later: {error}")
+        else:
+            return
+        self._later(
+            f"end {number}", RETRY_AFTER_TROUBLE, lambda: self._task(self._end_message(number, logged=logged))
+        )
+
+    async def _send_bounce(self, number: int) -> None:
+        text = await self.queue.bounce(number)
+        if text is None:
+            return
+        info: MessageInfo = await self.queue.info(number)
+        if info.sender == b"#@[]":
+            self.log.triple_bounce(number)
+        else:
+            now = int(self.clock.seconds())
+            accepted = await inject_bounce(self.queue, self.settings.bounces, number, info.sender, text, now)
+            self.log.bounce(number, accepted.qp)
+        await self.queue.discard_bounce(number)
+
+    def drained(self) -> Deferred[None]:
+        """Fires when nothing is under way: for tests and for a clean stop of the parts below."""
+        if not self._tasks:
+            return succeed(None)
+        waiting: Deferred[None] = Deferred.fromCoroutine(self._wait_for_tasks())
+        return waiting
+
+    async def _wait_for_tasks(self) -> None:
+        while self._tasks:
+            await DeferredList(list(self._tasks))

@@ -1,0 +1,170 @@
+"""When to try which recipient: qmail's quadratic retries and a fair choice among messages (spec/qmail.md §9.5).
+
+Pure rules over times that the caller passes in (seconds since the epoch); nothing here reads a clock, a file or a
+socket. One :class:`Channel` holds the messages of ``local`` or ``remote``: those that wait for their time, and those
+that are being tried now (a :class:`Pass` each).
+
+Two things differ from qmail-send on purpose. qmail reads one recipient file at a time to its end, so a message with
+many or slow recipients holds up all others; here several passes are open at once, a free slot goes to the pass with
+the fewest running deliveries, and one message never holds all slots. And the next due time is known before the first
+delivery of a pass starts, so that it can be recorded before anybody is dialled.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterator
+from math import isqrt
+
+import attrs
+
+from qtwist.interfaces import RecipientRecord
+
+#: Added to the square root of a message's age at each try: local mail is retried sooner (§9.5).
+STEP = {"local": 10, "remote": 20}
+
+#: How many recipients of one message are read ahead.
+READ_AHEAD = 100
+
+
+def next_attempt(birth: float, now: float, channel: str) -> float:
+    """When a message born at `birth` that is tried at `now` is due next: ages 0, 100, 400, 900… for local mail and
+    0, 400, 1600, 3600… for remote mail (§9.5)."""
+    age = max(0, int(now - birth))
+    return birth + (isqrt(age) + STEP[channel]) ** 2
+
+
+def is_dying(birth: float, now: float, lifetime: float) -> bool:
+    """Whether this try is the last one: a temporary failure now becomes permanent (§9.5)."""
+    return now > birth + lifetime
+
+
+@attrs.define(eq=False)
+class Pass:
+    """One walk through the recipients of one message on one channel."""
+
+    number: int
+    sender: bytes  # as stored in info/N
+    retry: float  # when the message is due again if a recipient is left
+    dying: bool
+    pending: deque[RecipientRecord] = attrs.field(factory=deque)  # read, not yet started
+    offset: int = 0  # where in the channel file the next records start
+    at_end: bool = False  # the whole file has been read
+    reading: bool = False  # records have been asked for
+    running: int = 0  # deliveries under way, their marks included
+    left: bool = False  # some recipient stays for the next try
+
+    @property
+    def wants_reading(self) -> bool:
+        return not (self.at_end or self.reading) and len(self.pending) < READ_AHEAD // 2
+
+    @property
+    def is_over(self) -> bool:
+        return self.at_end and not self.pending and not self.running
+
+
+class Channel:
+    """The messages of one channel and its delivery slots.
+
+    `concurrency` is the number of deliveries that may run at once; 0 puts the channel on hold.
+    """
+
+    def __init__(self, name: str, concurrency: int) -> None:
+        self.name = name
+        self.concurrency = concurrency
+        self.running = 0
+        self.passes: dict[int, Pass] = {}
+        self._opening: set[int] = set()
+        self._waiting: list[tuple[float, int]] = []  # a heap of (due, message number)
+        self._unrecorded: set[int] = set()  # waiting messages whose due time differs from the one on disk
+
+    @property
+    def share(self) -> int:
+        """The most slots that one message may hold, so that the others always get some."""
+        return max(1, self.concurrency - self.concurrency // 4)
+
+    # The messages that wait.
+
+    def add(self, number: int, due: float) -> None:
+        """Put a message in line; the disk knows `due` already."""
+        heapq.heappush(self._waiting, (due, number))
+
+    def wake_all(self, now: float) -> None:
+        """Make every waiting message due now (ALRM, §9.2)."""
+        self._waiting = [(min(due, now), number) for due, number in self._waiting]
+        heapq.heapify(self._waiting)
+        self._unrecorded.update(number for _, number in self._waiting)
+
+    def next_due(self) -> float | None:
+        """When the earliest waiting message is due, or None when none waits."""
+        return self._waiting[0][0] if self._waiting else None
+
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def unrecorded(self) -> Iterator[tuple[int, float]]:
+        """The waiting messages whose due time should be written to disk before the end (§9.2)."""
+        if self._unrecorded:
+            for due, number in self._waiting:
+                if number in self._unrecorded:
+                    yield number, due
+
+    # The messages that are being tried.
+
+    def take_due(self, now: float) -> int | None:
+        """A message to open a pass for, or None: nothing is due, or enough passes are open.
+
+        The caller answers with :meth:`begin` or :meth:`give_back`.
+        """
+        if not self._waiting or self._waiting[0][0] > now:
+            return None
+        if len(self.passes) + len(self._opening) >= 2 * self.concurrency:
+            return None
+        _, number = heapq.heappop(self._waiting)
+        self._unrecorded.discard(number)
+        self._opening.add(number)
+        return number
+
+    def begin(self, number: int, sender: bytes, birth: float, now: float, lifetime: float) -> Pass:
+        """Open the pass of a message that :meth:`take_due` gave."""
+        self._opening.discard(number)
+        opened = Pass(number, sender, next_attempt(birth, now, self.name), is_dying(birth, now, lifetime))
+        self.passes[number] = opened
+        return opened
+
+    def give_back(self, number: int, due: float) -> None:
+        """The pass could not be opened; try again at `due`."""
+        self._opening.discard(number)
+        self.add(number, due)
+
+    def choose(self) -> tuple[Pass, RecipientRecord] | None:
+        """Take a slot for the next delivery: the pass with the fewest running deliveries gets it.
+
+        None when no slot is free or no pass has a recipient that may start. The caller ends with :meth:`ended`.
+        """
+        if self.running >= self.concurrency:
+            return None
+        best: Pass | None = None
+        for one in self.passes.values():
+            if one.pending and one.running < self.share and (best is None or one.running < best.running):
+                best = one
+                if not best.running:
+                    break
+        if best is None:
+            return None
+        best.running += 1
+        self.running += 1
+        return best, best.pending.popleft()
+
+    def free_slot(self) -> None:
+        """A delivery has reported; its slot may be used again."""
+        self.running -= 1
+
+    def end(self, one: Pass) -> None:
+        """Close a pass. The caller puts the message back with :meth:`add`, or has finished it on this channel."""
+        del self.passes[one.number]
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.running and not self.passes and not self._opening

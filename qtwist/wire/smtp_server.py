@@ -1,0 +1,495 @@
+"""The server's side of SMTP as a state machine without I/O (spec/qmail.md §2.10, §16; RFC 5321, 1870, 2920, 6152).
+
+Bytes go in by :meth:`SMTPServer.receive`, events come out of :meth:`SMTPServer.next_event`, bytes for the client out of
+:meth:`SMTPServer.data_to_send`. Connect, Helo, Mail, Rcpt, Data and EndOfMessage are questions: after one of them the
+machine looks at no further input until :meth:`~SMTPServer.accept` or :meth:`~SMTPServer.reply` has answered it. So
+answers are in order under pipelining, however late one of them comes. Everything else it answers itself.
+
+The invariant: any bytes are parsed or answered with an error reply; nothing else happens.
+
+It must not know sockets, Deferreds, files, clocks or who may do what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+
+from qtwist.mail.address import parse_path
+from qtwist.wire.smtp_body import BodyDecoder, HopCounter
+
+MAX_LINE = 2048  # octets of a command line before its LF
+MAX_SKIPPED = 65536  # octets of an overlong command line after which the connection is closed
+MAX_ADDRESS = 899  # spec §16.3
+MAX_HELO = 255  # RFC 5321 §4.5.3.1.2
+MAX_HOPS = 100  # this many are too many (spec §16.6)
+INPUT_ENOUGH = 65536  # unread octets from which on the shell should not read more
+
+
+@attrs.frozen
+class Reply:
+    """An answer to the client: a code from 200 to 599 and its text, lines separated by LF.
+
+    qmail puts the enhanced code in brackets at the end of the text: ``b"no such user (#5.1.1)"``.
+    """
+
+    code: int = attrs.field()
+    text: bytes
+
+    @code.validator
+    def _check_code(self, attribute: object, value: int) -> None:
+        if not 200 <= value <= 599:
+            raise ValueError(f"an SMTP reply code is 200 to 599, not {value!r}")
+
+    @property
+    def positive(self) -> bool:
+        return self.code < 400
+
+    def to_bytes(self) -> bytes:
+        """The reply as it goes over the wire. A CR or NUL in the text is dropped: no text can forge a second reply."""
+        lines = self.text.replace(b"\r", b"").replace(b"\0", b"").split(b"\n")
+        last = lines.pop()
+        head = b"".join(b"%d-%s\r\n" % (self.code, line) for line in lines)
+        return head + b"%d %s\r\n" % (self.code, last)
+
+
+@attrs.frozen
+class Limits:
+    """Bounds of one connection. `errors` counts commands that make no sense, `refusals` the 5xx answers to commands
+    that do; both start again with every accepted message. Reaching one is answered 421 and ends the connection."""
+
+    recipients: int = 10000
+    errors: int = 20
+    refusals: int = 100
+
+
+@attrs.frozen
+class Connect:
+    """A question: does the connection get its greeting?"""
+
+
+@attrs.frozen
+class Helo:
+    """A question: HELO, or EHLO when `extended`. Whatever the answer, the transaction is reset."""
+
+    name: bytes
+    extended: bool
+
+
+@attrs.frozen
+class Mail:
+    """A question: a transaction begins. `params` maps upper-case ESMTP keywords to their values."""
+
+    address: bytes
+    params: dict[bytes, bytes]
+
+
+@attrs.frozen
+class Rcpt:
+    """A question: may the message go to this recipient?"""
+
+    address: bytes
+    params: dict[bytes, bytes]
+
+
+@attrs.frozen
+class Reset:
+    """The client gave RSET, which is already answered."""
+
+
+@attrs.frozen
+class Data:
+    """A question: may the message come? The transaction is over in the machine, whatever the answer."""
+
+
+@attrs.frozen
+class Chunk:
+    """The next octets of the message, with LF line ends, transparency removed."""
+
+    data: bytes
+
+
+@attrs.frozen
+class EndOfMessage:
+    """A question: is the message taken? `size` counts its octets, `hops` its Received and Delivered lines.
+
+    When `refusal` is set the message must be thrown away, and `refusal` is what to answer.
+    """
+
+    size: int
+    hops: int
+    refusal: Reply | None
+
+
+@attrs.frozen
+class Quit:
+    """The client gave QUIT, which is already answered."""
+
+
+Event = Connect | Helo | Mail | Rcpt | Reset | Data | Chunk | EndOfMessage | Quit
+
+_BARE = Reply(554, b"bare LF, bare CR or NUL in the message: line ends are CRLF (RFC 5321 section 2.3.8) (#5.6.0)")
+_HOPS = Reply(554, b"this message has passed through too many hosts, it is looping (#5.4.6)")
+_TOO_BIG = Reply(552, b"the message is larger than this server takes (#5.3.4)")
+_TOO_MANY = Reply(421, b"too many errors, closing the connection (#4.7.0)")
+
+
+class SMTPServer:
+    """One connection.
+
+    `greeting` is the host name (and more) of control/smtpgreeting. `rewrite` is applied to every address that was
+    parsed (localiphost, spec §16.3). `bare` goes to :class:`BodyDecoder`. `databytes`, the most octets that a message
+    may have (0: any number), can be set until the connection is accepted and afterwards.
+
+    HELO is not demanded, a second MAIL begins anew, a command may end in a bare LF: all as in qmail (§16.1, §2.10).
+    That leniency cannot be used for smuggling, because a body that holds a bare LF never comes to its end in peace.
+    """
+
+    def __init__(
+        self,
+        greeting: bytes,
+        *,
+        limits: Limits | None = None,
+        rewrite: Callable[[bytes], bytes] | None = None,
+        bare: str = "refuse",
+    ) -> None:
+        self.databytes = 0
+        self.closed = False
+        self._greeting = greeting
+        self._limits = limits or Limits()
+        self._rewrite = rewrite
+        self._bare = bare
+        self._output: list[bytes] = []
+        self._input = b""
+        self._at = 0
+        self._arrived: list[bytes] = []
+        self._unread = 0  # octets of _input from _at on, and of _arrived
+        self._skipped = 0  # octets of an overlong line that were dropped
+        self._question: Event | None = None
+        self._connected = False
+        self._has_sender = False
+        self._recipients = 0
+        self._body: BodyDecoder | None = None
+        self._hops = HopCounter()
+        self._ended = False
+        self._errors = 0
+        self._refusals = 0
+
+    # What the shell calls
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the client. They are looked at by :meth:`next_event`; after the end they are dropped."""
+        if not self.closed:
+            self._arrived.append(data)
+            self._unread += len(data)
+
+    @property
+    def wants_input(self) -> bool:
+        """False when so much lies unread that the shell should stop reading from the client for now."""
+        return self._unread < INPUT_ENOUGH
+
+    @property
+    def in_message(self) -> bool:
+        """True from an accepted DATA until its message is answered."""
+        return self._body is not None
+
+    def data_to_send(self) -> bytes:
+        """What to send to the client now; empty when there is nothing."""
+        if not self._output:
+            return b""
+        data = b"".join(self._output)
+        self._output.clear()
+        return data
+
+    def next_event(self) -> Event | None:
+        """The next thing that happens. None: more input is needed, a question is open, or all is over (`closed`)."""
+        if not self._connected:
+            self._connected = True
+            return self._ask(Connect())
+        while self._question is None and not self.closed:
+            if self._body is not None:
+                return self._next_of_body(self._body)
+            line = self._next_line()
+            if line is None:
+                return None
+            event = self._command(line)
+            if event is not None:
+                return event
+        return None
+
+    def accept(self, reply: Reply | None = None) -> None:
+        """Answer the open question positively, with `reply` where one is given and the protocol leaves a choice."""
+        question = self._question
+        if isinstance(question, Connect):
+            self.reply(Reply(220, b"%s ESMTP" % self._greeting))
+        elif isinstance(question, Helo):
+            self.reply(Reply(250, self._capabilities() if question.extended else self._greeting))
+        elif isinstance(question, Data):
+            self._answered()
+            self._send(Reply(354, b"go ahead"))
+            self._body = BodyDecoder(limit=self.databytes, bare=self._bare)
+            self._hops = HopCounter()
+            self._ended = False
+        else:
+            self.reply(reply or Reply(250, b"ok"))
+
+    def reply(self, reply: Reply) -> None:
+        """Answer the open question. A code 421 ends the connection, as do a refused Connect and a broken body.
+
+        Data is answered positively by :meth:`accept` only: ValueError else.
+        """
+        question = self._answered()
+        if isinstance(question, Data) and reply.positive:
+            raise ValueError("a positive answer to DATA is 354, given by accept()")
+        broken = False
+        if isinstance(question, EndOfMessage):
+            broken = self._body is not None and self._body.refused
+            self._body = None
+            if reply.positive:
+                self._errors = self._refusals = 0
+        elif reply.positive:
+            if isinstance(question, Mail):
+                self._has_sender = True
+            elif isinstance(question, Rcpt):
+                self._recipients += 1
+        if reply.code >= 500:
+            self._refusals += 1
+            if self._refusals >= self._limits.refusals:
+                reply = _TOO_MANY
+        self._send(reply)
+        if reply.code == 421 or broken or (isinstance(question, Connect) and not reply.positive):
+            self._close()
+
+    def end(self, reply: Reply) -> None:
+        """Say `reply` out of turn (a timeout, a shutdown) and end the connection."""
+        if not self.closed:
+            self._send(reply)
+            self._close()
+
+    # Inside
+
+    def _ask(self, question: Event) -> Event:
+        self._question = question
+        return question
+
+    def _answered(self) -> Event:
+        question, self._question = self._question, None
+        if question is None:
+            raise RuntimeError("there is no question to answer")
+        return question
+
+    def _send(self, reply: Reply) -> None:
+        self._output.append(reply.to_bytes())
+
+    def _error(self, code: int, text: bytes) -> None:
+        self._errors += 1
+        if self._errors >= self._limits.errors:
+            self.end(_TOO_MANY)
+        else:
+            self._send(Reply(code, text))
+
+    def _close(self) -> None:
+        self.closed = True
+        self._question = None
+        self._input = b""
+        self._arrived.clear()
+        self._at = self._unread = 0
+
+    def _capabilities(self) -> bytes:
+        size = b"SIZE %d" % self.databytes if self.databytes else b"SIZE"
+        return b"\n".join((self._greeting, b"PIPELINING", b"8BITMIME", size))
+
+    def _gather(self) -> None:
+        """Bring all that has arrived into _input."""
+        if self._arrived:
+            if self._at < len(self._input):
+                self._arrived.insert(0, self._input[self._at :])
+            self._input = b"".join(self._arrived) if len(self._arrived) > 1 else self._arrived[0]
+            self._arrived.clear()
+            self._at = 0
+
+    def _next_of_body(self, body: BodyDecoder) -> Event | None:
+        if not self._ended:
+            self._gather()
+            data = self._input[self._at :] if self._at else self._input
+            if not data:
+                return None
+            text, rest = body.feed(data)
+            self._input, self._at = rest or b"", 0
+            self._unread = len(self._input)
+            self._ended = rest is not None
+            if text:
+                self._hops.feed(text)
+                return Chunk(text)
+            if not self._ended:
+                return None
+        refusal = None
+        hops = self._hops.hops
+        if body.refused:
+            refusal = _BARE
+        elif hops >= MAX_HOPS:
+            refusal = _HOPS
+        elif body.too_big:
+            refusal = _TOO_BIG
+        return self._ask(EndOfMessage(body.size, hops, refusal))
+
+    def _next_line(self) -> bytes | None:
+        end = self._input.find(b"\n", self._at)
+        if end < 0 and self._arrived:
+            self._gather()
+            end = self._input.find(b"\n", self._at)
+        if end < 0:
+            if self._unread > MAX_LINE:
+                self._skipped += self._unread
+                self._input, self._at, self._unread = b"", 0, 0
+                if self._skipped > MAX_SKIPPED:
+                    self.end(_TOO_MANY)
+            return None
+        length = self._skipped + end - self._at
+        line = self._input[self._at : end]
+        self._unread -= end + 1 - self._at
+        self._at = end + 1
+        self._skipped = 0
+        if length > MAX_SKIPPED:
+            self.end(_TOO_MANY)
+            return None
+        # An overlong line is handed on too long as it is, so that _command sees it.
+        return line if length <= MAX_LINE else b"\0"
+
+    def _command(self, line: bytes) -> Event | None:
+        if line.endswith(b"\r"):
+            line = line[:-1]
+        if b"\0" in line:
+            self._error(500, b"the line is too long, or has a NUL in it (#5.5.2)")
+            return None
+        verb, _, argument = line.partition(b" ")
+        method = _COMMANDS.get(verb.upper())
+        if method is None:
+            self._error(502, b"unimplemented (#5.5.1)")
+            return None
+        return method(self, argument.lstrip(b" "))
+
+    def _helo(self, name: bytes, extended: bool = False) -> Event | None:
+        if len(name) > MAX_HELO:
+            self._error(501, b"the name is too long (#5.5.4)")
+            return None
+        self._forget()
+        return self._ask(Helo(name, extended))
+
+    def _ehlo(self, name: bytes) -> Event | None:
+        return self._helo(name, extended=True)
+
+    def _mail(self, argument: bytes) -> Event | None:
+        parsed = self._parse(argument)
+        if parsed is None:
+            return None
+        address, params = parsed
+        if params.get(b"BODY", b"8BITMIME").upper() not in (b"7BIT", b"8BITMIME"):
+            self._error(501, b"BODY is 7BIT or 8BITMIME (#5.5.4)")
+            return None
+        size = params.get(b"SIZE", b"0")
+        if not (size.isdigit() and len(size) <= 20):  # RFC 1870 section 4: 1 to 20 digits
+            self._error(501, b"SIZE is a number (#5.5.4)")
+            return None
+        if params.keys() - {b"BODY", b"SIZE"}:
+            self._error(555, b"unknown parameter (#5.5.4)")
+            return None
+        self._forget()
+        if self.databytes and int(size) > self.databytes:
+            self._send(_TOO_BIG)
+            return None
+        return self._ask(Mail(address, params))
+
+    def _rcpt(self, argument: bytes) -> Event | None:
+        if not self._has_sender:
+            self._error(503, b"MAIL first (#5.5.1)")
+            return None
+        parsed = self._parse(argument)
+        if parsed is None:
+            return None
+        address, params = parsed
+        if not address:
+            self._error(501, b"a recipient is needed (#5.1.3)")
+        elif params:
+            self._error(555, b"unknown parameter (#5.5.4)")
+        elif self._recipients >= self._limits.recipients:
+            self._send(Reply(452, b"too many recipients for one message (#4.5.3)"))
+        else:
+            return self._ask(Rcpt(address, params))
+        return None
+
+    def _parse(self, argument: bytes) -> tuple[bytes, dict[bytes, bytes]] | None:
+        """Address and parameters of MAIL or RCPT; None when the client has got an error instead."""
+        if b"<" not in argument and b":" not in argument:
+            # qmail takes this for the empty address (spec §26.7): nobody means that.
+            self._error(501, b"an address in <> is needed (#5.5.4)")
+            return None
+        address, rest = parse_path(argument)
+        if self._rewrite is not None:
+            address = self._rewrite(address)
+        if len(address) > MAX_ADDRESS:
+            self._error(555, b"the address is too long (#5.5.4)")
+            return None
+        if b"\r" in address:
+            # It would come out again in other servers' SMTP dialogues and header lines.
+            self._error(501, b"a CR cannot be part of an address (#5.1.3)")
+            return None
+        params: dict[bytes, bytes] = {}
+        for word in rest.split():
+            keyword, _, value = word.partition(b"=")
+            keyword = keyword.upper()
+            if keyword in params:
+                self._error(501, b"a parameter was given twice (#5.5.4)")
+                return None
+            params[keyword] = value
+        return address, params
+
+    def _data(self, argument: bytes) -> Event | None:
+        if not self._has_sender:
+            self._error(503, b"MAIL first (#5.5.1)")
+        elif not self._recipients:
+            self._error(503, b"RCPT first (#5.5.1)")
+        else:
+            self._forget()
+            return self._ask(Data())
+        return None
+
+    def _rset(self, argument: bytes) -> Event | None:
+        self._forget()
+        self._send(Reply(250, b"flushed"))
+        return Reset()
+
+    def _noop(self, argument: bytes) -> Event | None:
+        self._send(Reply(250, b"ok"))
+        return None
+
+    def _vrfy(self, argument: bytes) -> Event | None:
+        self._send(Reply(252, b"send the mail and see (#2.5.0)"))
+        return None
+
+    def _help(self, argument: bytes) -> Event | None:
+        self._send(Reply(214, b"qtwist, SMTP as in RFC 5321: https://www.rfc-editor.org/rfc/rfc5321"))
+        return None
+
+    def _quit(self, argument: bytes) -> Event | None:
+        self.end(Reply(221, self._greeting))
+        return Quit()
+
+    def _forget(self) -> None:
+        self._has_sender = False
+        self._recipients = 0
+
+
+_COMMANDS: dict[bytes, Callable[[SMTPServer, bytes], Event | None]] = {
+    b"HELO": SMTPServer._helo,
+    b"EHLO": SMTPServer._ehlo,
+    b"MAIL": SMTPServer._mail,
+    b"RCPT": SMTPServer._rcpt,
+    b"DATA": SMTPServer._data,
+    b"RSET": SMTPServer._rset,
+    b"NOOP": SMTPServer._noop,
+    b"VRFY": SMTPServer._vrfy,
+    b"HELP": SMTPServer._help,
+    b"QUIT": SMTPServer._quit,
+}

@@ -1,0 +1,1 @@
+"""What the Makefile runs from a checkout; none of it is installed."""
