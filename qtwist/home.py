@@ -6,27 +6,29 @@
     home.smtpd(policies=[Quiet()]).setServiceParent(application)
     home.send().setServiceParent(application)
 
-Everything is built from parts that can be given instead: the interfaces are in :mod:`qtwist.interfaces`.
+Every part can be replaced: `queue` and `resolver` are attributes to set before a service is made, factories and
+spawners are arguments. What they must do is in :mod:`qtwist.interfaces`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.interfaces import IListeningPort
+from twisted.python.failure import Failure
 
-from qtwist.control import Control, ControlError
-from qtwist.dns.config import resolver_from_control
+from qtwist.control import Control, ControlError, Listener
+from qtwist.dns import resolver_from_control
 from qtwist.files.disk import RealDisk
-from qtwist.interfaces import IQueue, IResolver
+from qtwist.interfaces import IQueue, IResolver, ISpawner
 from qtwist.local.spawn import LocalSpawner
+from qtwist.mail.constmap import ConstantMap
 from qtwist.mail.rewriting import Rewriter
 from qtwist.policy import Policy
 from qtwist.queue.files import FileQueue
@@ -35,3 +37,242 @@ from qtwist.send.bounces import BounceSettings
 from qtwist.send.log import LogFile, SendLog
 from qtwist.send.manager import QueueManager, SendSettings
 from qtwist.smtpd.factory import SMTPFactory
+
+#: The roles of control/listen that this version serves.
+SERVED = ("smtp",)
+
+
+class StartError(Exception):
+    """Why a service cannot start, in one line for the administrator."""
+
+
+class Home:
+    """The directory with control/, users/, alias/ and queue/, and what is built from it.
+
+    `path` is made absolute. `reactor` is Twisted's unless another one is given. `maillog` is the file that qmail's
+    log lines go to, None for standard output.
+    """
+
+    def __init__(self, path: str, reactor: Any = None, maillog: str | None = None) -> None:
+        if reactor is None:
+            from twisted.internet import reactor
+        self.path = os.path.abspath(path)
+        self.reactor: Any = reactor
+        self.maillog = maillog
+        self.control = Control(os.path.join(self.path, "control"))
+        self.disk = RealDisk()
+        self.queue_path = os.path.join(self.path, "queue")
+        self.queue: IQueue = FileQueue(self.queue_path, self.disk, reactor)
+        self.resolver: IResolver = resolver_from_control(self.control, reactor)
+        self._queue_users = 0
+
+    def check(self) -> None:
+        """StartError or ControlError when this is not a home that can be served."""
+        for part, purpose in (("control", "control files"), ("queue", "the queue")):
+            directory = os.path.join(self.path, part)
+            if not os.path.isdir(directory):
+                raise StartError(
+                    f"{directory}: no such directory, expected {purpose}; "
+                    f"`qtwist init {self.path} --me NAME` makes a home"
+                )
+        errors = self.control.check()
+        if errors:
+            raise errors[0]
+        for listener in self.control.listeners():
+            if listener.role not in SERVED:
+                raise ControlError(
+                    self.control.path("listen"),
+                    listener.line,
+                    f"the role {listener.role!r}",
+                    f"one that this version serves: {', '.join(SERVED)}",
+                )
+        self._send_settings()
+
+    def smtpd(
+        self, policies: Sequence[Policy] = (), factory: Callable[..., SMTPFactory] = SMTPFactory
+    ) -> SMTPService:
+        """The service that listens on all ``smtp`` lines of control/listen.
+
+        `policies` are asked before those of control/policies and the standard ones. `factory` is called like
+        :class:`~qtwist.smtpd.factory.SMTPFactory`, of which it may be a subclass.
+        """
+        made = factory(self.control, self.queue, policies, clock=self.reactor)
+        return SMTPService(self, made, [one for one in self.control.listeners() if one.role == "smtp"])
+
+    def send(self, local: ISpawner | None = None, remote: ISpawner | None = None) -> SendService:
+        """The service that delivers what is in the queue; spawners that are given take the place of our own."""
+        return SendService(self, local, remote)
+
+    def service(self) -> MultiService:
+        """All of it, as `twistd qtwist` runs it."""
+        services = MultiService()
+        self.send().setServiceParent(services)
+        self.smtpd().setServiceParent(services)
+        return services
+
+    # What the services below share.
+
+    def use_queue(self) -> None:
+        """Start the queue's threads, for the first of its users."""
+        if not self._queue_users:
+            self.queue.start()  # type: ignore[attr-defined]
+        self._queue_users += 1
+
+    def leave_queue(self) -> Deferred[None] | None:
+        """Stop the queue's threads when its last user has gone."""
+        self._queue_users -= 1
+        if self._queue_users:
+            return None
+        stopped: Deferred[None] = self.queue.stop()  # type: ignore[attr-defined]
+        return stopped
+
+    def rewriter(self) -> Rewriter:
+        """The rules for envelope recipients as control files have them now. ControlError when one cannot be read."""
+        locals_ = self.control.map("locals")
+        if locals_ is None:
+            raise ControlError(self.control.path("locals"), None, "nothing, and no control/me", "the local domains")
+        return Rewriter(
+            self._line("envnoathost"),
+            locals_,
+            self.control.map("percenthack") or ConstantMap(),
+            self.control.map("virtualdomains") or ConstantMap(),
+        )
+
+    def _line(self, name: str) -> bytes:
+        value = self.control.line(name)
+        assert value is not None, f"control/{name} has a default"
+        return value
+
+    def _send_settings(self) -> SendSettings:
+        return SendSettings(
+            rewriter=self.rewriter(),
+            concurrency={
+                channel: self.control.integer(f"concurrency{channel}") for channel in ("local", "remote")
+            },
+            lifetime=self.control.integer("queuelifetime"),
+            bounces=BounceSettings(
+                self._line("bouncefrom"),
+                self._line("bouncehost"),
+                self._line("doublebounceto"),
+                self._line("doublebouncehost"),
+            ),
+        )
+
+
+class SMTPService(Service):
+    """Ports with an SMTP factory behind them.
+
+    Ports are opened while the process still has the right to (privilegedStartService). A stop closes them, lets
+    messages that are coming in end, and sends everybody else away with 421.
+    """
+
+    def __init__(self, home: Home, factory: SMTPFactory, listeners: Sequence[Listener]) -> None:
+        self.home = home
+        self.factory = factory
+        self.ports: list[IListeningPort] = []
+        self._listeners = listeners
+
+    def privilegedStartService(self) -> None:
+        super().privilegedStartService()
+        self._listen()
+
+    def startService(self) -> None:
+        super().startService()
+        self.home.use_queue()
+        self._listen()
+
+    def _listen(self) -> None:
+        """Open the ports, once. ControlError or StartError when one cannot be opened."""
+        if self.ports:
+            return
+        path = self.home.control.path("listen")
+        for listener in self._listeners:
+            try:
+                endpoint = serverFromString(self.home.reactor, listener.endpoint)
+            except (ValueError, TypeError, KeyError, LookupError) as error:
+                raise ControlError(
+                    path, listener.line, f"{listener.endpoint!r} ({error})", "an endpoint such as tcp:25"
+                ) from error
+            failures: list[Failure] = []
+            endpoint.listen(self.factory).addCallbacks(self._opened, failures.append)
+            if failures:
+                reason = failures[0].value
+                cause = reason.socketError if isinstance(reason, CannotListenError) else reason
+                text = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(cause)
+                raise StartError(f"{path}, line {listener.line}: cannot listen on {listener.endpoint}: {text}")
+
+    def _opened(self, port: IListeningPort) -> None:
+        self.ports.append(port)
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        ports, self.ports = self.ports, []
+        await gatherResults([maybeDeferred(port.stopListening) for port in ports])
+        await self.factory.drain()
+        await maybeDeferred(self.home.leave_queue)
+
+
+class SendService(Service):
+    """The queue manager with its spawners and its log.
+
+    They are made when the service starts, when the process has its final account.
+    """
+
+    manager: QueueManager
+
+    def __init__(self, home: Home, local: ISpawner | None, remote: ISpawner | None) -> None:
+        self.home = home
+        self._local = local
+        self._remote = remote
+
+    def startService(self) -> None:
+        """StartError when another queue manager runs on this queue, or a file that is needed cannot be opened."""
+        home = self.home
+        settings = home._send_settings()
+        try:
+            if home.maillog is not None:
+                os.makedirs(os.path.dirname(home.maillog), exist_ok=True)
+            self.log_file = LogFile(home.maillog)
+        except OSError as error:
+            raise StartError(f"{home.maillog}: {error.strerror}, expected a log file to append to") from error
+        self.spawners: dict[str, ISpawner] = {
+            "local": self._local or LocalSpawner(home.path, home.control, home.queue, home.disk, home.reactor),
+            "remote": self._remote or RemoteSpawner(home.control, home.resolver, home.reactor, home.queue_path),
+        }
+        home.use_queue()
+        self.manager = QueueManager(
+            home.queue, self.spawners, settings, SendLog(self.log_file.write), home.reactor, home.rewriter
+        )
+        try:
+            self.manager.startService()
+        except BlockingIOError:
+            lock = os.path.join(home.queue_path, "lock", "sendmutex")
+            raise StartError(f"{lock}: locked, another qtwist or qmail-send is running on this queue") from None
+        except OSError as error:
+            raise StartError(f"{error.filename or home.queue_path}: {error.strerror}, expected the queue's lock") from error
+        super().startService()
+
+    def reread(self) -> None:
+        """HUP: locals and virtualdomains again, and the log file by its name."""
+        self.manager.reread()
+        try:
+            self.log_file.reopen()
+        except OSError as error:
+            self.manager.log.alert(f"unable to reopen {self.home.maillog}: {error.strerror}")
+
+    def retry_all(self) -> None:
+        """ALRM: every queued message is due now."""
+        self.manager.retry_all()
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await self.manager.stopService()
+        await gatherResults([spawner.stop() for spawner in self.spawners.values()])
+        await maybeDeferred(self.home.leave_queue)
+        self.log_file.close()

@@ -55,7 +55,13 @@ def can_run(account: Account, command: Sequence[str], extra: Mapping[str, str] |
     """Whether `account` can run `command` with success; what it prints is thrown away."""
     try:
         done = subprocess.run(
-            command, cwd="/", env={**environment(), **(extra or {})}, capture_output=True, timeout=60, **account.identity()
+            command,
+            check=False,
+            cwd="/",
+            env={**environment(), **(extra or {})},
+            capture_output=True,
+            timeout=60,
+            **account.identity(),
         )
     except OSError:
         return False

@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from email.message import EmailMessage
+from typing import TextIO
 
 import attrs
 
@@ -33,10 +34,12 @@ DEMO = os.path.join(CHECKOUT, "demo")
 ME = "demo.example"
 ELSEWHERE = "elsewhere.example"
 PATIENCE = 60.0  # seconds to wait for anything, on a machine that is busy with other things
+PROGRAM_LINE = '|{ echo "for $RECIPIENT from $SENDER"; cat; } >>program.out\n'
 PAUSE = 0.05  # seconds between two looks
 # qmail's own log lines (spec/qmail.md §9.7), whatever a logger puts in front of them.
 LOG_LINE = re.compile(
-    r"(?:^|\s)((?:status: |new msg |info msg |starting delivery |delivery \d|bounce msg |triple bounce: |end msg |warning: |alert: ).*)"
+    r"(?:^|\s)((?:status: |new msg |info msg |starting delivery |delivery \d|bounce msg |triple bounce: |end msg "
+    r"|warning: |alert: ).*)"
 )
 
 
@@ -98,11 +101,20 @@ class Place:
     def sink(self) -> str:
         return os.path.join(self.root, "elsewhere")
 
-    def run(self, *command: str, **options: object) -> None:
-        """Run a command as the account; SystemExit when it fails."""
-        done = subprocess.run(command, cwd=self.root, env=environment(), **self.account.identity(), **options)  # type: ignore[call-overload]
+    def run(self, *command: str) -> None:
+        """Run a command as the account, what it prints put aside; SystemExit, with that, when it fails."""
+        done = subprocess.run(
+            command,
+            check=False,
+            cwd=self.root,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **self.account.identity(),
+        )
         if done.returncode != 0:
-            raise fail(f"{' '.join(command)} ended with {done.returncode}")
+            raise fail(f"{' '.join(command)} ended with {done.returncode}: {done.stdout.strip()}")
 
     def start(self, name: str, log: str, *command: str) -> subprocess.Popen[bytes]:
         """Start a command as the account in a session of its own, its output in `log`; its pid goes to NAME.pid."""
@@ -137,7 +149,8 @@ def running(pid: int, root: str) -> bool:
                 return root in file.read()
         except OSError:
             return False
-    return root in subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
+    command = ["ps", "-ww", "-o", "args=", "-p", str(pid)]
+    return root in subprocess.run(command, check=False, capture_output=True, text=True).stdout
 
 
 def stop() -> bool:
@@ -186,15 +199,17 @@ def make_place() -> Place:
         root = tempfile.mkdtemp(prefix="qtwist-demo-", dir="/var/tmp")
         os.chmod(root, 0o755)
         os.symlink(root, DEMO)
-        print(f"{account.name} cannot use {CHECKOUT}: ./demo is a link to {root}, with a virtual environment of its own")
+        print(f"{account.name} cannot use what is in {CHECKOUT}: ./demo is a link to {root}, environment included")
     place = Place(root, sys.executable if here else os.path.join(root, "venv", "bin", "python"), account)
     if not here:
-        finder = subprocess.run(["sh", os.path.join(CHECKOUT, "tools", "find-python")], capture_output=True, text=True)
+        find = ["sh", os.path.join(CHECKOUT, "tools", "find-python")]
+        finder = subprocess.run(find, check=False, capture_output=True, text=True)
         if finder.returncode != 0:
             raise fail(finder.stderr.strip())
         # The environment stays root's: the account runs it and cannot change it.
         subprocess.run([finder.stdout.strip(), "-m", "venv", os.path.join(root, "venv")], check=True)
-        subprocess.run([place.python, "-m", "pip", "--disable-pip-version-check", "-q", "install", CHECKOUT], check=True)
+        pip = [place.python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+        subprocess.run([*pip, "install", CHECKOUT], check=True)
         if not usable(account, place.python):
             raise fail(f"{account.name} cannot run {place.python} either; install Debian's python3 and python3-venv")
     for folder in (place.home, place.sink):
@@ -211,17 +226,14 @@ def prepare(place: Place, smtp: int, sink: int) -> None:
     """Make the home and what the six messages need."""
     user = place.account.name
     # It runs as the account, so the name is told only where passwd has none.
-    place.run(
-        *(place.program("qtwist"), "init", place.home, "--me", ME, "--port", str(smtp), "--user", user),
-        stdout=subprocess.DEVNULL,
-    )
+    place.run(place.program("qtwist"), "init", place.home, "--me", ME, "--port", str(smtp), "--user", user)
     print(f"made a home: qtwist init {place.home} --me {ME} --port {smtp}")
     for path, text in (
         # The demo's client may send mail to elsewhere, and elsewhere is a sink on this machine.
         (os.path.join(place.home, "control", "relayclients"), "127.0.0.1\n"),
         (os.path.join(place.home, "control", "smtproutes"), f"{ELSEWHERE}:127.0.0.1:{sink}\n"),
         (os.path.join(place.mailbox, ".qmail-notes"), "./notes\n"),
-        (os.path.join(place.mailbox, ".qmail-program"), '|{ echo "for $RECIPIENT from $SENDER"; cat; } >>program.out\n'),
+        (os.path.join(place.mailbox, ".qmail-program"), PROGRAM_LINE),
         (os.path.join(place.mailbox, ".qmail-forward"), f"&{user}-notes@{ME}\n"),
     ):
         place.write(path, text)
@@ -258,44 +270,46 @@ def start_daemon(place: Place, port: int) -> subprocess.Popen[bytes]:
     return process
 
 
-def letters(user: str) -> Iterator[tuple[str, str]]:
-    """(recipient, what becomes of it) of the six messages."""
-    yield f"{user}@{ME}", "into the Maildir"
-    yield f"{user}-notes@{ME}", "an extension address: into an mbox, as .qmail-notes says"
-    yield f"{user}-program@{ME}", "to a program, as .qmail-program says"
-    yield f"{user}-forward@{ME}", "forwarded, as .qmail-forward says"
-    yield f"someone@{ELSEWHERE}", "to a host elsewhere"
-    yield f"{user}-nowhere@{ME}", "to nobody: it bounces"
+def letters(user: str) -> Iterator[tuple[str, str, int]]:
+    """(recipient, what becomes of it, how many messages that makes in the queue) of the six."""
+    yield f"{user}@{ME}", "into the Maildir", 1
+    yield f"{user}-notes@{ME}", "an extension address: into an mbox, as .qmail-notes says", 1
+    yield f"{user}-program@{ME}", "to a program, as .qmail-program says", 1
+    yield f"{user}-forward@{ME}", "forwarded, as .qmail-forward says", 2
+    yield f"someone@{ELSEWHERE}", "to a host elsewhere", 1
+    yield f"{user}-nowhere@{ME}", "to nobody: it bounces", 2
 
 
-def send(user: str, port: int) -> None:
-    with smtplib.SMTP("127.0.0.1", port, timeout=PATIENCE) as client:
-        for number, (recipient, fate) in enumerate(letters(user), 1):
+def send(place: Place, port: int, process: subprocess.Popen[bytes]) -> None:
+    """Send the six, one after another, and print qmail's log lines as they come."""
+    user = place.account.name
+    with open(place.log, errors="replace") as log, smtplib.SMTP("127.0.0.1", port, timeout=PATIENCE) as client:
+        for number, (recipient, fate, ends) in enumerate(letters(user), 1):
             message = EmailMessage()
             message["From"], message["To"] = f"{user}@{ME}", recipient
             message["Subject"] = f"{number}: {fate}"
             message.set_content(f"This is message {number} of the demo.\n")
             client.send_message(message)
-            print(f"sent {number} to {recipient}: {fate}")
+            print(f"\n{number} to {recipient}: {fate}")
+            follow(log, process, ends)
 
 
-def follow(place: Place, process: subprocess.Popen[bytes], ends: int) -> None:
-    """Print qmail's log lines as they come, until that many messages have ended."""
+def follow(log: TextIO, process: subprocess.Popen[bytes], ends: int) -> None:
+    """Print qmail's lines of the daemon's log as they come, until that many messages have ended."""
     seen = 0
     rest = ""
-    with open(place.log, errors="replace") as log:
 
-        def look() -> bool:
-            nonlocal seen, rest
-            *lines, rest = (rest + log.read()).split("\n")
-            for line in filter(None, map(LOG_LINE.search, lines)):
-                print(f"  {line[1]}")
-                seen += line[1].startswith("end msg ")
-            return seen >= ends or process.poll() is not None
+    def look() -> bool:
+        nonlocal seen, rest
+        *lines, rest = (rest + log.read()).split("\n")
+        for line in filter(None, map(LOG_LINE.search, lines)):
+            print(f"    {line[1]}", flush=True)
+            seen += line[1].startswith("end msg ")
+        return seen >= ends or process.poll() is not None
 
-        wait_for(f"{ends} messages to be done", look)
+    wait_for(f"{ends} messages to be done", look)
     if seen < ends:
-        raise fail(f"twistd ended with {process.returncode}; see {place.log}")
+        raise fail(f"twistd ended with {process.returncode}; see {log.name}")
 
 
 def show(place: Place) -> None:
@@ -336,11 +350,8 @@ def play(place: Place) -> None:
     prepare(place, smtp, sink)
     start_sink(place, sink)
     process = start_daemon(place, smtp)
-    print("\n--- six messages go in by SMTP")
-    send(user, smtp)
-    print(f"\n--- what {place.log} says")
-    # Six, and the forwarded one once more, and the bounce.
-    follow(place, process, 8)
+    print(f"\n--- six messages go in by SMTP; {place.log} says")
+    send(place, smtp, process)
     print("\n--- where they are now")
     show(place)
     print(

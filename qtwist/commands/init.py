@@ -1,7 +1,8 @@
 """`qtwist init HOME --me NAME`: make a home that works at once for an unprivileged user.
 
-What is written is what qmail's config-fast and *Life with qmail* have an administrator write (spec/qmail.md §24, §12.2),
-and a first mailbox. Nothing that exists is overwritten, so a second run completes what an interrupted one began.
+What is written is what qmail's config-fast and *Life with qmail* have an administrator write (spec/qmail.md §24,
+§12.2), and a first mailbox. Nothing that exists is overwritten, so a second run completes what an
+interrupted one began.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from typing import NoReturn
 
 import attrs
 
-from qtwist.commands import newu
 from qtwist.control import Control
-from qtwist.queue.layout import create_queue
+from qtwist.files.assign import AssignError, compile_assign
+from qtwist.files.cdb import write_cdb
+from qtwist.files.disk import RealDisk
+from qtwist.queue.layout import LayoutError, create_queue, open_layout
 
 DEFAULT_PORT = 2525
 # Labels of letters, digits and inner hyphens; at least two, the last one not a number: no bare IP address passes.
-HOST_NAME = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+(?!\d+\Z)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{LABEL}\.)+(?!\d+\Z){LABEL}")
 
 
 class Refusal(Exception):
@@ -62,6 +66,7 @@ class Plan:
             ("control", 0o755),
             ("alias", 0o755),
             ("users", 0o755),
+            ("log", 0o755),
             ("mail", 0o755),
             (mailbox, 0o700),
             (maildir, 0o700),
@@ -127,7 +132,7 @@ def choose_owner(user: str | None) -> Owner:
 def check_path(path: str) -> None:
     """Refusal when users/assign could not name a mailbox below `path` (spec/qmail.md §12.2)."""
     if any(character in path for character in ":\n\0"):
-        raise Refusal(f"{path!r}: the path of a home holds no colon and no line end, as users/assign has no way to quote")
+        raise Refusal(f"{path!r}: the path of a home may hold no colon and no line end, as users/assign cannot")
 
 
 def hand_over(path: str, owner: Owner) -> None:
@@ -161,7 +166,9 @@ def check_place(plan: Plan) -> None:
     except FileNotFoundError:
         return
     if entries and not os.path.isdir(os.path.join(plan.path, "control")):
-        raise Refusal(f"{plan.path} holds other things and is no home (it has no control/): name a new or an empty folder")
+        raise Refusal(
+            f"{plan.path} holds other things and is no home (no control/ in it): name a new or an empty folder"
+        )
     with contextlib.suppress(FileNotFoundError), open(os.path.join(plan.path, "control", "me"), "rb") as file:
         present = file.readline(1024).rstrip(b" \t\n")
         if present != plan.me.encode():
@@ -182,7 +189,7 @@ def write_new(path: str, contents: bytes) -> bool:
 def make_home(plan: Plan) -> list[tuple[str, str]]:
     """Make what is missing of the home; returns (what was done, path below the home) in order.
 
-    What was done is ``wrote``, ``made``, ``kept`` or ``kept (it differs)``. Raises Refusal or OSError.
+    What was done is ``wrote``, ``made``, ``kept`` or ``kept (it differs)``. Raises Refusal, LayoutError or OSError.
     """
     done = []
     os.makedirs(plan.path, exist_ok=True)
@@ -197,16 +204,24 @@ def make_home(plan: Plan) -> list[tuple[str, str]]:
         else:
             with open(path, "rb") as file:
                 done.append(("kept" if file.read(len(contents) + 1) == contents else "kept (it differs)", name))
-    if os.path.lexists(os.path.join(plan.path, "users", "cdb")):
+    assign, database = (os.path.join(plan.path, "users", name) for name in ("assign", "cdb"))
+    if os.path.lexists(database):
         done.append(("kept", "users/cdb"))
-    elif newu.main(["--home", plan.path]) == 0:
-        done.append(("wrote", "users/cdb"))
     else:
-        raise Refusal(f"{plan.path}/users/cdb could not be made from users/assign")
-    if os.path.isdir(os.path.join(plan.path, "queue", "mess")):
+        with open(assign, "rb") as source:
+            table = source.read()
+        try:
+            write_cdb(database, compile_assign(table))
+        except AssignError as error:
+            raise Refusal(f"{assign}: {error}") from None
+        done.append(("wrote", "users/cdb"))
+    queue = os.path.join(plan.path, "queue")
+    # The trigger is the last thing that create_queue makes. A whole queue is left alone: it may be split otherwise.
+    if os.path.lexists(os.path.join(queue, "lock", "trigger")):
+        open_layout(queue, RealDisk())
         done.append(("kept", "queue/"))
     else:
-        create_queue(os.path.join(plan.path, "queue"))
+        create_queue(queue)
         done.append(("made", "queue/"))
     return done
 
@@ -238,7 +253,7 @@ def parse(argv: Sequence[str]) -> Plan:
     """The plan that the command line asks for. Refusal, or SystemExit from argparse."""
     parser = Parser(
         prog="qtwist init",
-        description="Make a home: control files, queue, aliases and a first mailbox. Nothing that exists is overwritten.",
+        description="Make a home: control files, queue, aliases, a first mailbox. What exists is not overwritten.",
     )
     parser.add_argument("home", metavar="HOME", help="the folder to make, or to complete")
     parser.add_argument("--me", required=True, metavar="NAME", help="this host's full name, such as mail.example.org")
@@ -275,7 +290,7 @@ def main(argv: Sequence[str]) -> int:
         check_place(plan)
         done = make_home(plan)
         wrong = Control(os.path.join(plan.path, "control")).check()
-    except Refusal as error:
+    except (Refusal, LayoutError) as error:
         sys.stderr.write(f"qtwist init: {error}\n")
         return 100
     except OSError as error:
@@ -284,8 +299,8 @@ def main(argv: Sequence[str]) -> int:
     sys.stdout.write(f"{plan.path} is a home for {plan.me}:\n")
     for what, name in done:
         sys.stdout.write(f"  {what} {name}\n")
-    for error in wrong:
-        sys.stderr.write(f"qtwist init: {error}\n")
+    for mistake in wrong:
+        sys.stderr.write(f"qtwist init: {mistake}\n")
     if wrong:
         return 100
     sys.stdout.write(next_steps(plan, as_root))

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 Path = str | bytes
 """A path. The queue uses str throughout; maildirs and mboxes, which come from bytes, use bytes."""
@@ -34,8 +34,8 @@ class Disk(ABC):
         """A descriptor as os.open gives it, close-on-exec."""
 
     def open_read(self, path: Path) -> int:
-        """A descriptor for reading. Never waits, not even for a FIFO that somebody put there."""
-        return self.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        """A descriptor for reading."""
+        return self.open(path, os.O_RDONLY)
 
     def create_exclusive(self, path: Path, mode: int) -> int:
         """A descriptor for reading and writing of a new, empty file. FileExistsError if there is one (or a link)."""
@@ -147,7 +147,7 @@ class RealDisk(Disk):
     def __init__(self) -> None:
         # Before Linux 5.8 syncfs succeeds even if blocks could not be written.
         self.can_sync_filesystem = sys.platform == "linux" and _linux_release() >= (5, 8)
-        self._libc_syncfs = None
+        self._syncfs: Callable[[int], int] | None = None
 
     def open(self, path: Path, flags: int, mode: int = 0) -> int:
         return os.open(path, flags | os.O_CLOEXEC, mode)
@@ -209,15 +209,11 @@ class RealDisk(Disk):
         # ctypes is slow to import, and only the queue comes here.
         import ctypes
 
-        if self._libc_syncfs is None:
-            self._libc_syncfs = ctypes.CDLL(None, use_errno=True).syncfs
-        if self._libc_syncfs(fd) != 0:
+        if self._syncfs is None:
+            self._syncfs = ctypes.CDLL(None, use_errno=True).syncfs
+        if self._syncfs(fd) != 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
-
-
-def is_directory(status: os.stat_result) -> bool:
-    return stat.S_ISDIR(status.st_mode)
 
 
 def _linux_release() -> tuple[int, ...]:

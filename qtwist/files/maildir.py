@@ -6,7 +6,7 @@ import errno
 import itertools
 import os
 
-from qtwist.files.copying import message_blocks, write_all
+from qtwist.files.copying import message_blocks
 from qtwist.files.disk import Disk
 
 #: How many names are tried when the first one is taken already.
@@ -82,11 +82,11 @@ def _create(disk: Disk, directory: bytes, now: float, hostname: bytes) -> tuple[
 
 def _fill(disk: Disk, target: int, fd: int, prefix: bytes) -> None:
     pending = prefix
-    for block in message_blocks(fd):
-        write_all(disk, target, pending + block if pending else block)
+    for block in message_blocks(disk, fd):
+        disk.write_all(target, pending + block if pending else block)
         pending = b""
     if pending:
-        write_all(disk, target, pending)
+        disk.write_all(target, pending)
     disk.fsync(target)
 
 

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from qtwist.files.copying import message_blocks, write_all
+from qtwist.files.copying import message_blocks
 from qtwist.files.disk import Disk
 
 #: How long to wait for the lock, in seconds.
@@ -82,14 +82,14 @@ def deliver_to_mbox(
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Append `prefix` (From line included) and the whole message `fd` to the mbox `path`, made with mode 0600 if need be.
+    """Append `prefix` (From line included) and the whole message `fd` to the mbox `path`, a new one with mode 0600.
 
     On return it is on disk. MboxError when it was not appended; what was written then is cut off again, if the lock
     was to be had. Waits `wait` seconds for the lock at most; a file that cannot be locked at all is written unlocked.
     The offset of `fd` stays as it is.
     """
     try:
-        mbox = disk.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY, 0o600)
+        mbox = disk.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
     except OSError as error:
         raise MboxError(b"Unable to open " + path + b": " + _reason(error) + b". (#4.2.1)") from error
     try:
@@ -106,8 +106,8 @@ def _append(disk: Disk, mbox: int, path: bytes, fd: int, prefix: bytes, locked: 
     size = disk.fstat(mbox).st_size
     try:
         pending = prefix
-        for block in quote_from(message_blocks(fd)):
-            write_all(disk, mbox, pending + block if pending else block)
+        for block in quote_from(message_blocks(disk, fd)):
+            disk.write_all(mbox, pending + block if pending else block)
             pending = b""
         disk.fsync(mbox)
         if size == 0:

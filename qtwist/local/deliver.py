@@ -118,8 +118,10 @@ class _Run:
         self._check_home()
         self.delivered_to = environment.delivered_to(job.local, job.domain)
         self.return_path = environment.return_path(job.sender)
-        if not job.dry_run and has_line(job.fd, self.delivered_to):
-            raise DeliveryError(PERMANENT, b"Mail loop: the message has been delivered to this address before. (#5.4.6)")
+        if not job.dry_run and has_line(self.parts.disk, job.fd, self.delivered_to):
+            raise DeliveryError(
+                PERMANENT, b"Mail loop: the message has been delivered to this address before. (#5.4.6)"
+            )
         text, forward_only, self.default = self._find_instructions()
         self.new_sender = self._forwarding_sender()
         for instruction in dotqmail.instructions(text):
@@ -147,7 +149,9 @@ class _Run:
             # The dot makes the system check that it is a directory, and one that we may enter.
             status = os.stat(os.path.join(home, b"."))
         except OSError as error:
-            raise DeliveryError(TEMPORARY, b"Unable to enter " + home + b": " + reason(error) + b". (#4.3.0)") from error
+            raise DeliveryError(
+                TEMPORARY, b"Unable to enter " + home + b": " + reason(error) + b". (#4.3.0)"
+            ) from error
         if status.st_mode & _WRITABLE_BITS:
             raise DeliveryError(TEMPORARY, b"The home directory is writable by anybody: not trusted. (#4.7.0)")
         if status.st_mode & stat.S_ISVTX:
@@ -297,7 +301,7 @@ class _Run:
         raise DeliveryError(code, b"Unable to forward the message: " + result.report.text.rstrip(b"\n"))
 
 
-def has_line(fd: int, line: bytes) -> bool:
+def has_line(disk: Disk, fd: int, line: bytes) -> bool:
     """Whether the header of the message `fd` holds `line` (LF included) as a whole line (§13.1).
 
     The header ends at the first empty line, or at the end of the message, where a line without LF does not count; of
@@ -306,7 +310,7 @@ def has_line(fd: int, line: bytes) -> bool:
     header = b""
     try:
         while len(header) < _MAXIMUM_HEADER:
-            block = os.pread(fd, _HEADER_BLOCK, len(header))
+            block = disk.pread(fd, _HEADER_BLOCK, len(header))
             seen = max(0, len(header) - 1)
             header += block
             if header.startswith(b"\n"):

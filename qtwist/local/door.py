@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
@@ -13,6 +12,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
 from qtwist.files.copying import BLOCK_SIZE, message_blocks
+from qtwist.files.disk import Disk
 from qtwist.interfaces import Accepted, IIncomingMessage, IQueue, QueueError
 from qtwist.local.deliver import Forwarded
 from qtwist.mail.envelope import Envelope, Origin, Report
@@ -85,7 +85,14 @@ def _exception(failure: Failure) -> BaseException:
 
 
 def forward(
-    hatch: Hatch, queue: IQueue, origin: Origin, fd: int, prefix: bytes, sender: bytes, recipients: Sequence[bytes]
+    hatch: Hatch,
+    queue: IQueue,
+    disk: Disk,
+    origin: Origin,
+    fd: int,
+    prefix: bytes,
+    sender: bytes,
+    recipients: Sequence[bytes],
 ) -> Forwarded:
     """Queue the message `fd` once more with `prefix` before it, called from a delivery thread.
 
@@ -94,11 +101,11 @@ def forward(
     """
     envelope = Envelope(sender, tuple(recipients))
     try:
-        if os.fstat(fd).st_size <= BLOCK_SIZE:
-            text = prefix + b"".join(message_blocks(fd))
+        if disk.fstat(fd).st_size <= BLOCK_SIZE:
+            text = prefix + b"".join(message_blocks(disk, fd))
             accepted = hatch.call(lambda: _queue_at_once(queue, origin, text, envelope))
         else:
-            accepted = _queue_in_blocks(hatch, queue, origin, fd, prefix, envelope)
+            accepted = _queue_in_blocks(hatch, queue, disk, origin, fd, prefix, envelope)
     except QueueError as error:
         return Forwarded(queue_report(error.code))
     except Closed:
@@ -115,7 +122,7 @@ async def _queue_at_once(queue: IQueue, origin: Origin, text: bytes, envelope: E
 
 
 def _queue_in_blocks(
-    hatch: Hatch, queue: IQueue, origin: Origin, fd: int, prefix: bytes, envelope: Envelope
+    hatch: Hatch, queue: IQueue, disk: Disk, origin: Origin, fd: int, prefix: bytes, envelope: Envelope
 ) -> Accepted:
     async def begin() -> IIncomingMessage:
         incoming: IIncomingMessage = queue.begin(origin)
@@ -127,7 +134,7 @@ def _queue_in_blocks(
 
     incoming = hatch.call(begin)
     try:
-        for block in message_blocks(fd):
+        for block in message_blocks(disk, fd):
             hatch.call(lambda block=block: _write(incoming, block))  # type: ignore[misc]
     except OSError:
         hatch.call(abort)

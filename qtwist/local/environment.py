@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from qtwist.mail.address import quote2
 from qtwist.mail.dates import ctime_date
+from qtwist.mail.verp import owner_sender
 
 _BLANKS_TO_DASHES = bytes.maketrans(b" \t\n", b"---")
 
@@ -33,9 +34,7 @@ def forwarding_sender(sender: bytes, local: bytes, domain: bytes, owner: bool, o
     """NEWSENDER (§13.6); `owner` and `owner_default` say whether the -owner and -owner-default files exist."""
     if sender in {b"", b"#@[]"} or not owner:
         return sender
-    if owner_default:
-        return local + b"-owner-@" + domain + b"-@[]"
-    return local + b"-owner@" + domain
+    return owner_sender(local, domain, verp=owner_default)
 
 
 def variables(

@@ -25,6 +25,7 @@ GRACE = 5.0
 _PERMANENT_CODES = frozenset({100, 64, 65, 70, 76, 77, 78, 112})
 _STOP_CODE = 99
 _READ_SIZE = 65536
+_LONGEST_POLL = 3600.0  # seconds; poll counts milliseconds in 32 bits
 
 
 @attrs.frozen
@@ -107,7 +108,7 @@ def _drain(process: subprocess.Popen[bytes], pipe: int, output: bytearray, deadl
     poller = select.poll()
     poller.register(pipe, select.POLLIN)
     while (left := deadline - time.monotonic()) > 0:
-        if not poller.poll(left * 1000):
+        if not poller.poll(min(left, _LONGEST_POLL) * 1000):
             continue
         data = os.read(pipe, _READ_SIZE)
         if not data:

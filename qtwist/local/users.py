@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import attrs
 
+from qtwist.files.assign import Assignment, RecordError, find_assignment
+from qtwist.files.cdb import CDB, CDBError
 from qtwist.local.errors import BAD_RECORD, CDB_TROUBLE, NFS_TROUBLE, NO_ALIAS, DeliveryError, is_temporary, reason
 
 #: Account names are shorter than this (§12.3).
@@ -28,18 +30,6 @@ class Account:
     home: bytes
 
 
-@attrs.frozen
-class Recipient:
-    """Who gets the mail of an address: the account, its home directory, and which .qmail file there (dash and ext)."""
-
-    user: bytes
-    uid: int
-    gid: int
-    home: bytes
-    dash: bytes
-    ext: bytes
-
-
 def system_account(name: bytes) -> Account | None:
     """The account `name` in the system's database, None when there is none.
 
@@ -53,12 +43,17 @@ def system_account(name: bytes) -> Account | None:
     return Account(os.fsencode(entry.pw_name), entry.pw_uid, entry.pw_gid, os.fsencode(entry.pw_dir))
 
 
-def folder_account(folder: bytes) -> Account:
-    """The account that owns `folder`, with `folder` as its home: how a home without a system account "alias" gets one.
+def folder_account(folder: bytes) -> Account | None:
+    """The account that owns `folder`, with `folder` as its home: how a system without an account "alias" gets one.
 
-    OSError when there is no such folder. An owner that has no name is called by its number.
+    None when there is no such folder. An owner that has no name is called by its number.
     """
-    status = os.stat(folder)
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        if is_temporary(error):
+            raise DeliveryError(NFS_TROUBLE, b"Unable to look at " + folder + b": " + reason(error)) from error
+        return None
     try:
         name = os.fsencode(pwd.getpwuid(status.st_uid).pw_name)
     except KeyError:
@@ -66,7 +61,7 @@ def folder_account(folder: bytes) -> Account:
     return Account(name, status.st_uid, status.st_gid, folder)
 
 
-def by_account(local: bytes, find: Callable[[bytes], Account | None], separator: bytes = b"-") -> Recipient | None:
+def by_account(local: bytes, find: Callable[[bytes], Account | None], separator: bytes = b"-") -> Assignment | None:
     """The owner of `local` by the rules of qmail-getpw, alias left aside (§12.3)."""
     for end in range(min(len(local), _NAME_SIZE - 1), 0, -1):
         rest = local[end:]
@@ -84,5 +79,67 @@ def by_account(local: bytes, find: Callable[[bytes], Account | None], separator:
             continue
         if owner == account.uid:
             dash = b"-" if rest else b""
-            return Recipient(account.name, account.uid, account.gid, account.home, dash, rest[len(separator) :])
+            return Assignment(account.name, account.uid, account.gid, account.home, dash, rest[len(separator) :])
     return None
+
+
+class Users:
+    """Finds who owns a local part. May be used from several threads.
+
+    users/cdb is opened anew when it was replaced; `alias` finds the account that gets what nobody else owns, None when
+    there is none.
+    """
+
+    def __init__(
+        self,
+        cdb_path: bytes,
+        alias: Callable[[], Account | None],
+        find_account: Callable[[bytes], Account | None] = system_account,
+        separator: bytes = b"-",
+    ) -> None:
+        self._path = cdb_path
+        self._alias = alias
+        self._find_account = find_account
+        self._separator = separator
+        self._lock = threading.Lock()
+        self._stamp: tuple[int, int, int] | None = None
+        self._cdb: CDB | None = None
+
+    def find(self, local: bytes) -> Assignment:
+        """The owner of `local`, the part of the address before the last ``@``; DeliveryError with a code of §11.3."""
+        assigned = self._assigned(local)
+        if assigned is not None:
+            return assigned
+        found = by_account(local, self._find_account, self._separator)
+        if found is not None:
+            return found
+        alias = self._alias()
+        if alias is None:
+            raise DeliveryError(NO_ALIAS)
+        return Assignment(alias.name, alias.uid, alias.gid, alias.home, b"-", local)
+
+    def _assigned(self, local: bytes) -> Assignment | None:
+        try:
+            with self._lock:
+                # One reader for all threads: looking up takes microseconds.
+                cdb = self._current()
+                return None if cdb is None else find_assignment(cdb, local)
+        except CDBError as error:
+            raise DeliveryError(CDB_TROUBLE, b"Unable to use users/cdb: %s. (#4.3.0)" % str(error).encode()) from error
+        except RecordError as error:
+            raise DeliveryError(BAD_RECORD, b"Bad record in users/cdb: %s. (#4.3.5)" % str(error).encode()) from error
+        except OSError as error:
+            raise DeliveryError(CDB_TROUBLE, b"Unable to read users/cdb: " + reason(error) + b". (#4.3.0)") from error
+
+    def _current(self) -> CDB | None:
+        try:
+            status = os.stat(self._path)
+        except FileNotFoundError:
+            self._stamp = self._cdb = None
+            return None
+        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        if stamp != self._stamp:
+            self._stamp = self._cdb = None
+            self._cdb = CDB(self._path)
+            self._stamp = stamp
+        return self._cdb

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -16,25 +15,15 @@ if TYPE_CHECKING:
 def load_policies(control: Control) -> list[Policy]:
     """The policies that control/policies names, in order; none when there is no such file.
 
-    ControlError, with file and line, for a line that cannot be imported, names no Policy, or whose `from_control` fails.
+    ControlError, with file and line, for a line that cannot be imported, names no Policy, or whose `from_control`
+    fails.
     """
-    path = os.fspath(control.path("policies"))
-    try:
-        with open(path, "rb") as file:
-            lines = file.read().split(b"\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise ControlError(path, None, error.strerror or str(error), "a readable file") from error
-    policies = []
-    for number, line in enumerate(lines, 1):
-        name = line.rstrip(b" \t")
-        if name and not name.startswith(b"#"):
-            policies.append(_load(control, path, number, name.decode("utf-8", "backslashreplace")))
-    return policies
+    lines = control.numbered("policies") or ()
+    return [_load(control, number, line.decode("utf-8", "backslashreplace")) for number, line in lines]
 
 
-def _load(control: Control, path: str, number: int, name: str) -> Policy:
+def _load(control: Control, number: int, name: str) -> Policy:
+    path = control.path("policies")
     module_name, _, class_name = name.rpartition(".")
     if not module_name:
         raise ControlError(path, number, repr(name), "package.module.Class of a policy")

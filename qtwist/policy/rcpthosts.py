@@ -10,14 +10,14 @@ Two deviations from qmail, both so that no combination of files makes an open re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import attrs
 
-from qtwist.control import suffixes
 from qtwist.files.cdb import CDB, CDBError
-from qtwist.mail.address import Address
+from qtwist.mail.address import Address, split
+from qtwist.mail.constmap import ConstantMap, suffixes
+from qtwist.mail.rewriting import Rewriter
 from qtwist.policy.base import Opinion, Policy
 from qtwist.policy.session import Session
 from qtwist.policy.watched import Watched
@@ -34,34 +34,28 @@ _FILES = ("me", "rcpthosts", "morercpthosts.cdb", "locals", "virtualdomains", "p
 
 @attrs.frozen
 class Domains:
-    """The rules as they were read. `rcpthosts` is None when there is no such file; all keys are in lower case."""
+    """The rules as they were read. `rcpthosts` is None when there is no such file.
 
-    rcpthosts: frozenset[bytes] | None
+    `rewriter` knows nothing but envnoathost and percenthack: it tells what send will make of an address.
+    """
+
+    rewriter: Rewriter
+    rcpthosts: ConstantMap | None = None
     more: CDB | None = None
-    locals: frozenset[bytes] = frozenset()
-    virtual: Mapping[bytes, bytes] = attrs.field(factory=dict)
-    percenthack: frozenset[bytes] = frozenset()
-    envnoathost: bytes = b"envnoathost"
+    locals: ConstantMap = attrs.field(factory=ConstantMap)
+    virtual: ConstantMap = attrs.field(factory=ConstantMap)
 
     def take(self, address: bytes) -> bool:
         """Is mail for `address` taken from clients that may not relay? CDBError when the cdb is damaged."""
-        address = address.lower()
         if b"@" not in address:
-            # qmail takes it; what it will become decides about the percent hack.
-            address += b"@" + self.envnoathost
+            address += b"@" + self.rewriter.envnoathost  # taken, as in qmail, wherever the administrator sends it
         elif not self._lists(address):
             return False
-        while True:
-            local, _, domain = address.rpartition(b"@")
-            if domain not in self.percenthack or b"%" not in local:
-                return True
-            user, _, elsewhere = local.rpartition(b"%")
-            address = user + b"@" + elsewhere
-            if not self._lists(address):
-                return False
+        final = self.rewriter.route(address)[1]
+        return final == address or self._lists(final)
 
     def _lists(self, address: bytes) -> bool:
-        domain = address[address.rfind(b"@") + 1 :]
+        domain = split(address)[1].lower()
         if self.rcpthosts is not None:
             keys = list(suffixes(domain, False))
             if any(key in self.rcpthosts for key in keys):
@@ -70,8 +64,9 @@ class Domains:
         if domain in self.locals:
             return True
         for key in (address, *suffixes(domain, False)):
-            if key in self.virtual:
-                return bool(self.virtual[key])  # empty: an exception, not virtual (§9.3)
+            prefix = self.virtual.get(key)
+            if prefix is not None:
+                return bool(prefix)  # empty: an exception, not virtual (§9.3)
         return False
 
 
@@ -88,21 +83,22 @@ class RcptHosts(Policy):
 
     def _read(self) -> Domains:
         control = self._control
-        percenthack = _lowered(control.list("percenthack"))
-        envnoathost = (control.line("envnoathost") or b"").lower()
-        rcpthosts = control.list("rcpthosts")
-        if rcpthosts is not None:
-            more = None
-            if control.stamp("morercpthosts.cdb") is not None:
-                more = CDB(control.path("morercpthosts.cdb"))
-            return Domains(_lowered(rcpthosts), more, percenthack=percenthack, envnoathost=envnoathost)
-        return Domains(
-            None,
-            locals=_lowered(control.list("locals")),
-            virtual=dict(control.map("virtualdomains") or {}),
-            percenthack=percenthack,
-            envnoathost=envnoathost,
+        rewriter = Rewriter(
+            envnoathost=control.line("envnoathost") or b"",
+            locals=ConstantMap(),
+            percenthack=ConstantMap.plain(control.list("percenthack") or ()),
         )
+        rcpthosts = control.list("rcpthosts")
+        if rcpthosts is None:
+            return Domains(
+                rewriter,
+                locals=ConstantMap.plain(control.list("locals") or ()),
+                virtual=ConstantMap.colon(control.list("virtualdomains") or ()),
+            )
+        more = None
+        if control.stamp("morercpthosts.cdb") is not None:
+            more = CDB(control.path("morercpthosts.cdb"))
+        return Domains(rewriter, ConstantMap.plain(rcpthosts), more)
 
     def connect(self, session: Session) -> Opinion:
         self._domains.get()  # files that cannot be read show now, not in the middle of a transaction
@@ -115,7 +111,3 @@ class RcptHosts(Policy):
             return None if self._domains.get().take(recipient.raw) else REFUSAL
         except CDBError:
             return TROUBLE
-
-
-def _lowered(lines: list[bytes] | tuple[bytes, ...] | None) -> frozenset[bytes]:
-    return frozenset(line.lower() for line in lines or ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING
 
+from qtwist.control import ControlError
 from qtwist.policy.base import Opinion, Policy
 from qtwist.policy.session import Session, plain_ip
 from qtwist.policy.watched import Watched
@@ -28,8 +29,14 @@ class RelayClients(Policy):
         return cls(control)
 
     def _read(self) -> tuple[IPv4Network | IPv6Network, ...]:
-        # ValueError for a line that is no address: the connection is then refused (421) and the log says why.
-        return tuple(network(line) for line in self._control.list("relayclients") or ())
+        networks = []
+        for number, line in self._control.numbered("relayclients") or ():
+            try:
+                networks.append(network(line))
+            except ValueError as error:
+                path = self._control.path("relayclients")
+                raise ControlError(path, number, str(error), "an IP address or a network") from error
+        return tuple(networks)
 
     def connect(self, session: Session) -> Opinion:
         networks = self._networks.get()

@@ -7,6 +7,7 @@ from ipaddress import IPv6Address, ip_address
 import attrs
 
 from qtwist.mail.address import Address
+from qtwist.mail.received import server_received
 
 
 def plain_ip(host: str) -> str:
@@ -47,6 +48,19 @@ class Session:
     @property
     def may_relay(self) -> bool:
         return b"RELAYCLIENT" in self.environment
+
+    def received(self, protocol: bytes, seconds: float) -> bytes:
+        """The Received line for a message that comes now (§16.7); `seconds` since the epoch."""
+        known = self.environment
+        return server_received(
+            remote_host=known.get(b"TCPREMOTEHOST", b"unknown"),
+            remote_ip=known.get(b"TCPREMOTEIP", b"unknown"),
+            local=known.get(b"TCPLOCALHOST") or known.get(b"TCPLOCALIP", b"unknown"),
+            protocol=protocol,
+            seconds=seconds,
+            helo=self.helo,
+            remote_info=known.get(b"TCPREMOTEINFO"),
+        )
 
     def forget_transaction(self) -> None:
         self.sender = None

@@ -6,16 +6,10 @@ import os
 from collections.abc import Callable
 
 from qtwist.interfaces import Preprocessed
+from qtwist.mail.address import sanitise_log
 from qtwist.mail.envelope import Report
 
-_SAFE = bytes(b if 33 <= b <= 126 and b != 0x25 else (0x2F if b == 0x0A else 0x5F) for b in range(256))
-
 _OUTCOME = {b"K": b"success", b"Z": b"deferral", b"D": b"failure"}
-
-
-def sanitise(text: bytes) -> bytes:
-    """Text for a log line: LF becomes ``/``, everything unprintable, blanks and ``%`` become ``_``."""
-    return text.translate(_SAFE)
 
 
 class SendLog:
@@ -33,7 +27,7 @@ class SendLog:
         self._write(b"status: exiting\n")
 
     def new_message(self, message: Preprocessed) -> None:
-        sender = sanitise(message.sender)
+        sender = sanitise_log(message.sender)
         self._write(
             b"new msg %d\ninfo msg %d: bytes %d from <%s> qp %d uid %d\n"
             % (message.number, message.number, message.size, sender, message.qp, message.uid)
@@ -41,7 +35,7 @@ class SendLog:
 
     def starting(self, delivery: int, number: int, channel: str, recipient: bytes) -> None:
         self._write(
-            b"starting delivery %d: msg %d to %s %s\n" % (delivery, number, channel.encode(), sanitise(recipient))
+            b"starting delivery %d: msg %d to %s %s\n" % (delivery, number, channel.encode(), sanitise_log(recipient))
         )
 
     def delivery(self, delivery: int, report: Report) -> None:
@@ -50,7 +44,7 @@ class SendLog:
         if outcome is None:
             self._write(b"delivery %d: report mangled, will defer\n" % delivery)
         else:
-            self._write(b"delivery %d: %s: %s\n" % (delivery, outcome, sanitise(report.text)))
+            self._write(b"delivery %d: %s: %s\n" % (delivery, outcome, sanitise_log(report.text)))
 
     def bounce(self, number: int, qp: int) -> None:
         self._write(b"bounce msg %d qp %d\n" % (number, qp))

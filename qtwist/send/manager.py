@@ -98,6 +98,7 @@ class QueueManager(Service):
         self._todo_wanted = False
         self._todo_running = False
         self._pumping = False
+        self._pump_wanted = False
 
     # Start, signals, stop.
 
@@ -169,9 +170,7 @@ class QueueManager(Service):
 
     def _log_status(self) -> None:
         local, remote = self.channels["local"], self.channels["remote"]
-        self.log.status(
-            (local.running, local.concurrency), (remote.running, remote.concurrency), exiting=self.exiting
-        )
+        self.log.status((local.running, local.concurrency), (remote.running, remote.concurrency), exiting=self.exiting)
 
     # What is found at the start, what comes in, what is swept out.
 
@@ -240,15 +239,16 @@ class QueueManager(Service):
 
     def _pump(self) -> None:
         """Open passes and start deliveries as far as the channels allow, then sleep until the next one is due."""
+        self._pump_wanted = True
         if self._pumping:
             return
         self._pumping = True
         try:
-            for channel in self.channels.values():
-                while not self.exiting and (number := channel.take_due(self.clock.seconds())) is not None:
-                    self._task(self._open_pass(channel, number))
-                while not self.exiting and (chosen := channel.choose()) is not None:
-                    self._start(channel, *chosen)
+            # What is started here may end at once and call for more.
+            while self._pump_wanted and not self.exiting:
+                self._pump_wanted = False
+                for channel in self.channels.values():
+                    self._use_slots(channel)
         finally:
             self._pumping = False
         due = [when for channel in self.channels.values() if (when := channel.next_due()) is not None]
@@ -257,6 +257,12 @@ class QueueManager(Service):
             # A message that is due but finds too many passes open is looked at again when one of them ends.
             if wait > 0:
                 self._later("pass", wait, self._pump)
+
+    def _use_slots(self, channel: Channel) -> None:
+        while (number := channel.take_due(self.clock.seconds())) is not None:
+            self._task(self._open_pass(channel, number))
+        while (chosen := channel.choose()) is not None:
+            self._start(channel, *chosen)
 
     async def _open_pass(self, channel: Channel, number: int) -> None:
         try:
@@ -279,13 +285,15 @@ class QueueManager(Service):
             self.log.warning(f"unable to utime {path}; message will be retried too soon")
 
     async def _read(self, channel: Channel, one: Pass) -> None:
-        """Read recipients until some are pending or the file ends."""
+        """Read on, until some recipients are pending or the file ends."""
         one.reading = True
         try:
-            while not one.pending and not one.at_end:
+            while True:
                 records, one.offset = await self.queue.recipients(one.number, channel.name, one.offset, READ_AHEAD)
                 one.pending.extend(record for record in records if not record.done)
                 one.at_end = len(records) < READ_AHEAD
+                if one.pending or one.at_end:
+                    break
         except OSError:
             self.log.warning(f"trouble reading {_path(channel.name, one.number, self._split)}; will try again later")
             one.at_end = one.left = True
@@ -396,9 +404,7 @@ class QueueManager(Service):
             self.log.warning(f"unable to clean up {_path('mess', number, self._split)}; will try again later: {error}")
         else:
             return
-        self._later(
-            f"end {number}", RETRY_AFTER_TROUBLE, lambda: self._task(self._end_message(number, logged=logged))
-        )
+        self._later(f"end {number}", RETRY_AFTER_TROUBLE, lambda: self._task(self._end_message(number, logged=logged)))
 
     async def _send_bounce(self, number: int) -> None:
         text = await self.queue.bounce(number)

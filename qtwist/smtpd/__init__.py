@@ -1,1 +1,3 @@
-"""The SMTP server: the Twisted shell and factory around :mod:`qtwist.wire.smtp_server`."""
+"""The SMTP server: the Twisted shell around :mod:`qtwist.wire.smtp_server`, its factory and its settings."""
+
+from __future__ import annotations

@@ -20,7 +20,8 @@ class BodyDecoder:
     (LF.LF, LF.CRLF) that a sender with broken line ends takes for the end. Stopping there is safe only because the
     caller closes the connection: nothing that comes after a refused body may be read as a command (§26.3).
 
-    `limit` bounds the decoded octets (0: no bound). Once they are more, `too_big` is true and no more are returned.
+    `limit` bounds the decoded octets (0: no bound). Once `size` is more, `too_big` is true; what is decoded from then
+    on is worth nothing but a look at its header.
 
     The work is done on whole pieces, never line by line, and at most four octets are held back between them.
     """
@@ -57,7 +58,6 @@ class BodyDecoder:
         self.size += len(text)
         if self._limit and self.size > self._limit:
             self.too_big = True
-            text = b""
         return text, rest
 
     def _decode(self, raw: bytes) -> bytes:

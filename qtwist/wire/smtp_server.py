@@ -259,13 +259,21 @@ class SMTPServer:
                 reply = _TOO_MANY
         self._send(reply)
         if reply.code == 421 or broken or (isinstance(question, Connect) and not reply.positive):
-            self._close()
+            self.close()
 
     def end(self, reply: Reply) -> None:
         """Say `reply` out of turn (a timeout, a shutdown) and end the connection."""
         if not self.closed:
             self._send(reply)
-            self._close()
+            self.close()
+
+    def close(self) -> None:
+        """The connection is gone, or about to go: nothing more is read, asked or answered. Harmless when repeated."""
+        self.closed = True
+        self._question = None
+        self._input = b""
+        self._arrived.clear()
+        self._at = self._unread = 0
 
     # Inside
 
@@ -288,13 +296,6 @@ class SMTPServer:
             self.end(_TOO_MANY)
         else:
             self._send(Reply(code, text))
-
-    def _close(self) -> None:
-        self.closed = True
-        self._question = None
-        self._input = b""
-        self._arrived.clear()
-        self._at = self._unread = 0
 
     def _capabilities(self) -> bytes:
         size = b"SIZE %d" % self.databytes if self.databytes else b"SIZE"
@@ -319,8 +320,8 @@ class SMTPServer:
             self._input, self._at = rest or b"", 0
             self._unread = len(self._input)
             self._ended = rest is not None
-            if text:
-                self._hops.feed(text)
+            self._hops.feed(text)
+            if text and not body.too_big:
                 return Chunk(text)
             if not self._ended:
                 return None

@@ -1,0 +1,502 @@
+"""The control files: one table of what there is, and a reader by qmail's rules (spec/qmail.md §2.1, §3).
+
+Reading is as lenient as qmail: a number with text behind it is a number, a line without a colon is skipped. What is
+certainly not meant that way, :meth:`Control.check` reports, with file, line and expectation, before the daemon starts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+
+import attrs
+
+from qtwist import control_checks as checks
+from qtwist.mail.constmap import ConstantMap, suffixes
+
+__all__ = [
+    "CONTROL_FILES",
+    "ROLES",
+    "ConstantMap",
+    "Control",
+    "ControlError",
+    "ControlFile",
+    "Listener",
+    "split_lines",
+    "suffixes",
+]
+
+ROLES = checks.ROLES
+
+_SIZE_LIMIT = 64 << 20
+_BLANKS = b" \t\n"
+
+_DIGITS = re.compile(rb"[0-9]+")
+
+# How a control file is read; the words are those of §2.1.
+LINE = "line"
+INTEGER = "int"
+LIST = "list"
+COLON_LIST = "colon list"
+TEXT = "text"
+CDB_FILE = "cdb"
+
+
+class ControlError(Exception):
+    """A control file that cannot be read, or holds a wrong value. `str()` is one line that says all of it.
+
+    `line` counts from 1 and is None when the whole file is meant; `got` and `expected` are phrases.
+    """
+
+    def __init__(self, path: str, line: int | None, got: str, expected: str) -> None:
+        super().__init__(path, line, got, expected)
+        self.path = path
+        self.line = line
+        self.got = got
+        self.expected = expected
+
+    def __str__(self) -> str:
+        place = self.path if self.line is None else f"{self.path}, line {self.line}"
+        return f"{place}: found {self.got}, expected {self.expected}"
+
+
+@attrs.frozen
+class Listener:
+    """A line of control/listen: what is served where, in Twisted's endpoint syntax. `line` is its number."""
+
+    role: str
+    endpoint: str
+    line: int
+
+
+@attrs.frozen
+class ControlFile:
+    """One line of the table.
+
+    `kind` is how the file is read. Without the file, ``control/me`` counts if `me` is set and that exists, else
+    `default` (None: there is no value). `reread` says when a change is noticed: ``start``, ``HUP`` (and start),
+    ``connection``, ``delivery``, ``run`` or ``manual``.
+    """
+
+    name: str
+    kind: str
+    readers: tuple[str, ...]
+    reread: str
+    help: str
+    default: bytes | int | None = None
+    me: bool = False
+    check: checks.Check | None = None
+
+
+def split_lines(text: bytes) -> Iterator[tuple[int, bytes]]:
+    """The lines of a list with their numbers from 1: trailing blanks removed, no empty lines, no comments (§2.1)."""
+    for number, raw in enumerate(text.split(b"\n"), 1):
+        line = raw.rstrip(_BLANKS)
+        if line and not line.startswith(b"#"):
+            yield number, line
+
+
+# Control has a method called list, which hides the type from the annotations behind it.
+Lines = list[bytes]
+Numbered = list[tuple[int, bytes]]
+Listeners = list[Listener]
+Errors = list[ControlError]
+
+
+class Control:
+    """The control files in one directory. Every call reads the file anew.
+
+    A name that is not in the table is a KeyError, a wrong kind for the name a TypeError; a file that is there but
+    cannot be read is a ControlError. A file that is there and empty is a value, not a missing file.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = os.fspath(directory)
+
+    def path(self, name: str) -> str:
+        """Where the file `name` is, or would be."""
+        return os.path.join(self.directory, CONTROL_FILES[name].name)
+
+    def line(self, name: str) -> bytes | None:
+        """The first line without trailing blanks, else the default; None when there is none."""
+        entry = self._entry(name, LINE)
+        text = self._read_or_me(entry)
+        if text is None:
+            assert not isinstance(entry.default, int)
+            return entry.default
+        return _first_line(text)
+
+    def integer(self, name: str) -> int:
+        """The number that the first line starts with; the default when it starts with none. Never negative."""
+        entry = self._entry(name, INTEGER)
+        text = self._read(name)
+        digits = _DIGITS.match(_first_line(text)) if text is not None else None
+        if digits is None:
+            assert isinstance(entry.default, int)
+            return entry.default
+        # Python refuses to convert thousands of digits, and nothing here counts that far.
+        return int(digits[0]) if len(digits[0]) <= 18 else 10**18
+
+    def numbered(self, name: str) -> Numbered | None:
+        """The lines of a list with their numbers, as :meth:`list` has them."""
+        entry = self._entry(name, LIST, COLON_LIST)
+        text = self._read(name)
+        if text is None:
+            me = self.line("me") if entry.me else None
+            return None if me is None else [(1, me)]
+        return list(split_lines(text))
+
+    def list(self, name: str) -> Lines | None:
+        """The lines of a list; without the file, ``me`` as its only line where that is the default, else None."""
+        lines = self.numbered(name)
+        return None if lines is None else [line for _, line in lines]
+
+    def map(self, name: str) -> ConstantMap | None:
+        """A list as a map: of keys and values parted by the first colon, or of whole lines, by the kind (§2.2)."""
+        lines = self.list(name)
+        if lines is None:
+            return None
+        return ConstantMap.colon(lines) if CONTROL_FILES[name].kind == COLON_LIST else ConstantMap.plain(lines)
+
+    def text(self, name: str) -> bytes | None:
+        """The whole file, else the default."""
+        entry = self._entry(name, TEXT)
+        text = self._read(name)
+        if text is None:
+            assert not isinstance(entry.default, int)
+            return entry.default
+        return text
+
+    def listeners(self) -> Listeners:
+        """The lines of control/listen; none without the file. ControlError for a wrong one."""
+        found: Listeners = []
+        for number, line in self.numbered("listen") or ():
+            expected = checks.listen(line)
+            if expected:
+                raise ControlError(self.path("listen"), number, _show(line), expected)
+            role, endpoint = line.decode().split(None, 1)
+            found.append(Listener(role, endpoint, number))
+        return found
+
+    def stamp(self, name: str) -> tuple[int, int, int] | None:
+        """(mtime in ns, size, inode): whenever it is the same as before, so is the value; None without the file.
+
+        Where ``me`` stands in for a missing file, its stamp does, too.
+        """
+        path = self.path(name)
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            return self.stamp("me") if CONTROL_FILES[name].me else None
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def check(self) -> Errors:
+        """Everything that is wrong with the files, in the order of the table; empty when the daemon may start."""
+        if not os.path.isdir(self.directory):
+            got = "something else" if os.path.lexists(self.directory) else "nothing"
+            return [ControlError(self.directory, None, got, "a directory with control files")]
+        errors: Errors = []
+        for entry in CONTROL_FILES.values():
+            try:
+                errors += self._check_file(entry)
+            except ControlError as error:
+                errors.append(error)
+        path = self.path("me")
+        if not os.path.lexists(path):
+            needed = [name for name in _NEEDED if not os.path.lexists(self.path(name))]
+            if needed:
+                expected = "a file with the name of this host, as control/{} missing too".format(
+                    ", control/".join(needed) + (" is" if len(needed) == 1 else " are")
+                )
+                errors.insert(0, ControlError(path, None, "nothing", expected))
+        return errors
+
+    def _check_file(self, entry: ControlFile) -> Iterable[ControlError]:
+        path = self.path(entry.name)
+        if entry.kind == CDB_FILE:
+            return _check_cdb(path)
+        text = self._read(entry.name)
+        if text is None:
+            return ()
+        if entry.kind in (LIST, COLON_LIST):
+            return _check_lines(entry, path, split_lines(text))
+        whole = (None, text) if entry.kind == TEXT else (1, _first_line(text))
+        return _check_lines(entry, path, (whole,))
+
+    def _entry(self, name: str, *kinds: str) -> ControlFile:
+        entry = CONTROL_FILES[name]
+        if entry.kind not in kinds:
+            raise TypeError(f"control/{name} is read as {entry.kind}, not as {' or '.join(kinds)}")
+        return entry
+
+    def _read_or_me(self, entry: ControlFile) -> bytes | None:
+        text = self._read(entry.name)
+        return self._read("me") if text is None and entry.me else text
+
+    def _read(self, name: str) -> bytes | None:
+        """The contents, None without the file."""
+        path = self.path(name)
+        try:
+            # Without O_NONBLOCK a FIFO of that name would stop the daemon.
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        try:
+            status = os.fstat(fd)
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISCHR(status.st_mode)):
+                got = "a directory" if stat.S_ISDIR(status.st_mode) else "a special file"
+                raise ControlError(path, None, got, "a regular file")
+            parts = []
+            size = 0
+            while part := os.read(fd, max(status.st_size - size + 1, 4096)):
+                parts.append(part)
+                size += len(part)
+                if size > _SIZE_LIMIT:
+                    raise ControlError(path, None, f"more than {_SIZE_LIMIT} octets", "a smaller file")
+            return b"".join(parts)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        finally:
+            os.close(fd)
+
+
+def _unreadable(path: str, error: OSError) -> ControlError:
+    return ControlError(path, None, os.strerror(error.errno) if error.errno else str(error), "a readable file")
+
+
+def _first_line(text: bytes) -> bytes:
+    return text.partition(b"\n")[0].rstrip(_BLANKS)
+
+
+def _show(line: bytes) -> str:
+    """What was found, as one printable phrase."""
+    return repr(line if len(line) <= 80 else line[:77] + b"...")[1:] if line else "an empty line"
+
+
+def _check_lines(entry: ControlFile, path: str, lines: Iterable[tuple[int | None, bytes]]) -> Iterator[ControlError]:
+    for number, line in lines:
+        if b"\0" in line:
+            yield ControlError(path, number, "a NUL byte", "text")
+        elif line.endswith(b"\r") or b"\r\n" in line:
+            yield ControlError(path, number, "a carriage return at the end of a line", "lines ended by LF alone")
+        elif entry.check is not None and (expected := entry.check(line)):
+            yield ControlError(path, number, _show(line), expected)
+
+
+def _check_cdb(path: str) -> tuple[ControlError, ...]:
+    from qtwist.files.cdb import CDB, CDBError
+
+    try:
+        CDB(path).close()
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        return (_unreadable(path, error),)
+    except CDBError as error:
+        return (ControlError(path, None, str(error).removeprefix(f"{path} is "), "what qmail-newmrh writes"),)
+    return ()
+
+
+# The table.
+
+_QUEUED = ("qmail-smtpd", "qmail-qmtpd")
+_SEND = ("qmail-send",)
+_SMTPD = ("qmail-smtpd",)
+_REMOTE = ("qmail-remote",)
+_INJECT = ("qmail-inject",)
+
+_TABLE = (
+    ControlFile(
+        "me", LINE, ("all",), "start", "the name of this host; the default of many other files", check=checks.host
+    ),
+    ControlFile(
+        "badmailfrom", LIST, _SMTPD, "connection", "senders (or @domain) whose mail is refused", check=checks.sender
+    ),
+    ControlFile(
+        "bouncefrom",
+        LINE,
+        _SEND,
+        "start",
+        "local part of the From of bounces",
+        b"MAILER-DAEMON",
+        check=checks.local_part,
+    ),
+    ControlFile("bouncehost", LINE, _SEND, "start", "domain of the From of bounces", b"bouncehost", True, checks.host),
+    ControlFile(
+        "concurrencyincoming",
+        INTEGER,
+        _SMTPD,
+        "connection",
+        "most SMTP connections at once",
+        40,
+        check=checks.number(1),
+    ),
+    ControlFile(
+        "concurrencylocal", INTEGER, _SEND, "start", "most local deliveries at once", 10, check=checks.number(0)
+    ),
+    ControlFile(
+        "concurrencyremote", INTEGER, _SEND, "start", "most remote deliveries at once", 20, check=checks.number(0)
+    ),
+    ControlFile(
+        "databytes",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "most octets in a message; 0 means no limit",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
+        "defaultdelivery",
+        TEXT,
+        ("qmail-lspawn",),
+        "delivery",
+        "what is done where there is no .qmail file, in its lines",
+        b"./Maildir/",
+        check=checks.delivery,
+    ),
+    ControlFile(
+        "defaultdomain",
+        LINE,
+        _INJECT,
+        "run",
+        "added to host names without a dot",
+        b"defaultdomain",
+        True,
+        checks.host,
+    ),
+    ControlFile(
+        "defaulthost", LINE, _INJECT, "run", "added to addresses without a host", b"defaulthost", True, checks.host
+    ),
+    ControlFile(
+        "dnsservers",
+        LIST,
+        _REMOTE,
+        "start",
+        "DNS servers to ask, with port if not 53; by default those of /etc/resolv.conf",
+        check=checks.server,
+    ),
+    ControlFile(
+        "doublebouncehost",
+        LINE,
+        _SEND,
+        "start",
+        "domain of the recipient of double bounces",
+        b"doublebouncehost",
+        True,
+        checks.host,
+    ),
+    ControlFile(
+        "doublebounceto",
+        LINE,
+        _SEND,
+        "start",
+        "local part of the recipient of double bounces",
+        b"postmaster",
+        check=checks.local_part,
+    ),
+    ControlFile(
+        "envnoathost", LINE, _SEND, "start", "domain of recipients without one", b"envnoathost", True, checks.host
+    ),
+    ControlFile(
+        "helohost", LINE, _REMOTE, "delivery", "what we call ourselves in HELO and EHLO", me=True, check=checks.host
+    ),
+    ControlFile("idhost", LINE, _INJECT, "run", "domain of Message-IDs", b"idhost", True, checks.host),
+    ControlFile(
+        "listen", LIST, ("qtwist",), "start", "what is served where: a role and an endpoint", check=checks.listen
+    ),
+    ControlFile(
+        "localiphost",
+        LINE,
+        _SMTPD,
+        "connection",
+        "what replaces our own [IP address] in addresses",
+        me=True,
+        check=checks.host,
+    ),
+    ControlFile("locals", LIST, _SEND, "HUP", "domains whose mail is delivered here", me=True, check=checks.host),
+    ControlFile(
+        "maxrecipients", INTEGER, _SMTPD, "connection", "most recipients of one message", 10000, check=checks.number(1)
+    ),
+    ControlFile(
+        "morercpthosts",
+        LIST,
+        ("qmail-newmrh",),
+        "manual",
+        "further rcpthosts, for qmail-newmrh to compile",
+        check=checks.domain,
+    ),
+    ControlFile("morercpthosts.cdb", CDB_FILE, _QUEUED, "connection", "further rcpthosts, as qmail-newmrh writes them"),
+    ControlFile("percenthack", LIST, _SEND, "start", "domains where user%host is rewritten", check=checks.host),
+    ControlFile(
+        "plusdomain", LINE, _INJECT, "run", "added to host names that end in +", b"plusdomain", True, checks.host
+    ),
+    ControlFile(
+        "policies", LIST, _SMTPD, "start", "policy classes to ask, as package.module.Class", check=checks.class_name
+    ),
+    ControlFile("qmqpservers", LIST, ("qmail-qmqpc",), "run", "IP addresses of QMQP servers", check=checks.ip),
+    ControlFile(
+        "queuelifetime", INTEGER, _SEND, "start", "seconds until a message is given up", 604800, check=checks.number(0)
+    ),
+    ControlFile("rcpthosts", LIST, _QUEUED, "connection", "domains that mail is taken for", check=checks.domain),
+    ControlFile(
+        "relayclients",
+        LIST,
+        _QUEUED,
+        "connection",
+        "IP addresses or networks of clients that may send mail to anywhere",
+        check=checks.network,
+    ),
+    ControlFile("smtpgreeting", LINE, _SMTPD, "connection", "the text of the greeting", me=True, check=checks.greeting),
+    ControlFile("smtproutes", COLON_LIST, _REMOTE, "delivery", "relays for domains", check=checks.route),
+    ControlFile(
+        "timeoutconnect", INTEGER, _REMOTE, "delivery", "seconds to wait for a connection", 60, check=checks.number(1)
+    ),
+    ControlFile(
+        "timeoutlocal",
+        INTEGER,
+        ("qmail-local",),
+        "delivery",
+        "seconds that a program in a .qmail file may run",
+        3600,
+        check=checks.number(1),
+    ),
+    ControlFile(
+        "timeoutremote",
+        INTEGER,
+        _REMOTE,
+        "delivery",
+        "seconds to wait for a remote server",
+        1200,
+        check=checks.number(1),
+    ),
+    ControlFile(
+        "timeoutsmtpd",
+        INTEGER,
+        _SMTPD,
+        "connection",
+        "seconds to wait for an SMTP client",
+        1200,
+        check=checks.number(0),
+    ),
+    ControlFile(
+        "virtualdomains",
+        COLON_LIST,
+        _SEND,
+        "HUP",
+        "domains, addresses or .suffixes, and the prefix for their local parts",
+        check=checks.virtual_domain,
+    ),
+)
+
+#: The table, by name and in the order of names but for `me`, which comes first.
+CONTROL_FILES = {entry.name: entry for entry in _TABLE}
+
+# Without these, and without `me` to stand in for them, the daemon cannot work.
+_NEEDED = ("locals", "smtpgreeting", "helohost")

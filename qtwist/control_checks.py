@@ -1,0 +1,159 @@
+"""What the lines of control files must look like: one check for each kind of value.
+
+A check gets a line as it was read and returns None when it is right, else a phrase that says what was expected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+#: What can be served; the first word of a line of control/listen.
+ROLES = ("smtp", "submission", "smtps", "qmtp", "qmqp", "pop3", "pop3s")
+
+Check = Callable[[bytes], "str | None"]
+
+_NUMBER = re.compile(rb"([0-9]{1,18})(?:[ \t].*)?")
+_HOST = re.compile(rb"[^\x00-\x20@:\x7f]+")
+_IDENTIFIERS = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
+_ENDPOINT = re.compile(r"[A-Za-z0-9_-]+:.*")
+
+
+def number(least: int) -> Check:
+    """A check for a number that is not below `least`."""
+    expected = f"a number, at least {least}" if least else "a number"
+
+    def check(line: bytes) -> str | None:
+        # Reading ignores what follows the digits, but "10M" is meant as something else than 10.
+        match = _NUMBER.fullmatch(line)
+        return None if match and int(match[1]) >= least else expected
+
+    return check
+
+
+def host(line: bytes) -> str | None:
+    """A host or domain name, or what else could be one: only what certainly is none is wrong."""
+    return None if _HOST.fullmatch(line) else "a host name"
+
+
+def domain(line: bytes) -> str | None:
+    """A line of rcpthosts: a domain, or ``.suffix``."""
+    return None if _HOST.fullmatch(line) else "a domain, or a dot and the end of domains"
+
+
+def sender(line: bytes) -> str | None:
+    """A line of badmailfrom."""
+    return "an address, or @ and a domain" if re.search(rb"[\x00-\x20\x7f]", line) and b'"' not in line else None
+
+
+def local_part(line: bytes) -> str | None:
+    """bouncefrom, doublebounceto: any text but none."""
+    return None if line else "the part of an address before the @"
+
+
+def greeting(line: bytes) -> str | None:
+    """smtpgreeting: one line of printable text."""
+    if re.search(rb"[\x00-\x1f\x7f]", line) or not line:
+        return "the text of the greeting, a host name first"
+    return None
+
+
+def virtual_domain(line: bytes) -> str | None:
+    """A line of virtualdomains."""
+    key, colon, _ = line.partition(b":")
+    return None if colon and not re.search(rb"[\x00-\x20\x7f]", key) else "domain:prefix"
+
+
+def route(line: bytes) -> str | None:
+    """A line of smtproutes (spec/qmail.md §15.2), with IPv6 addresses in brackets."""
+    domain, colon, relay = line.partition(b":")
+    if not colon or (domain and not _HOST.fullmatch(domain)):
+        return "domain:relay or domain:relay:port"
+    if relay.startswith(b"["):
+        address, bracket, port = relay[1:].partition(b"]")
+        if not bracket or not _is_ip(address) or (port and not port.startswith(b":")):
+            return "domain:[address] or domain:[address]:port"
+        colon, port = port[:1], port[1:]
+    else:
+        host, colon, port = relay.partition(b":")
+        if b":" in port:
+            return "an IPv6 address in brackets, domain:[address]:port"
+        if relay and not _HOST.fullmatch(host):
+            return "domain:relay or domain:relay:port"
+    if colon and not _is_port(port):
+        return "a port number from 1 to 65535 after the relay"
+    return None
+
+
+def listen(line: bytes) -> str | None:
+    """A line of listen. Whether Twisted knows the endpoint shows when it is opened."""
+    roles = ", ".join(ROLES)
+    try:
+        role, *endpoint = line.decode().split(None, 1)
+    except ValueError:
+        return "a role and an endpoint, in UTF-8"
+    if role not in ROLES:
+        return f"a role ({roles}) and an endpoint, such as smtp tcp:25"
+    if not endpoint or not _ENDPOINT.fullmatch(endpoint[0]):
+        return f"an endpoint after the role, such as {role} tcp:25"
+    return None
+
+
+def class_name(line: bytes) -> str | None:
+    """A line of policies. Whether there is such a class shows when it is imported."""
+    try:
+        if _IDENTIFIERS.fullmatch(line.decode()):
+            return None
+    except ValueError:
+        pass
+    return "package.module.Class of a policy"
+
+
+def network(line: bytes) -> str | None:
+    """A line of relayclients."""
+    from ipaddress import ip_network
+
+    try:
+        ip_network(line.decode(), strict=False)
+    except ValueError:
+        return "an IP address or a network, such as 192.0.2.0/24"
+    return None
+
+
+def server(line: bytes) -> str | None:
+    """A line of dnsservers."""
+    expected = "an IP address, address:port, or [IPv6 address]:port"
+    if line.startswith(b"["):
+        address, bracket, port = line[1:].partition(b"]")
+        if not bracket or (port and not port.startswith(b":")):
+            return expected
+        port = port[1:] if port else b"53"
+    elif line.count(b":") == 1:
+        address, _, port = line.partition(b":")
+    else:
+        address, port = line, b"53"
+    return None if _is_ip(address) and _is_port(port) else expected
+
+
+def ip(line: bytes) -> str | None:
+    """A line of qmqpservers."""
+    return None if _is_ip(line) else "an IP address"
+
+
+def delivery(text: bytes) -> str | None:
+    """The whole of defaultdelivery: without a line in it, mail would vanish."""
+    return None if text.strip() else "at least one line as in a .qmail file, such as ./Maildir/"
+
+
+def _is_ip(text: bytes) -> bool:
+    from ipaddress import ip_address
+
+    try:
+        ip_address(text.decode())
+    except ValueError:
+        return False
+    return True
+
+
+def _is_port(text: bytes) -> bool:
+    return text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535

@@ -1,0 +1,103 @@
+"""What `twistd qtwist` runs: the services of a home, with qmail's signals, and one clear line when it cannot start."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import NoReturn
+
+from twisted.application.service import MultiService
+from twisted.logger import Logger
+
+from qtwist.control import ControlError
+from qtwist.home import Home, SendService, StartError
+from qtwist.options import Options
+
+__all__ = ["Options", "RootService", "makeService"]
+
+_log = Logger()
+
+
+def makeService(options: Options) -> RootService:
+    """The service for `options`. SystemExit, with one line that says why, when the home cannot be served."""
+    twistd = options.parent
+    in_foreground = twistd is None or bool(twistd["nodaemon"])
+    maillog = options["maillog"]
+    if maillog is None and not in_foreground:
+        maillog = os.path.join(options.home, "log", "send")
+    if maillog is not None:
+        maillog = os.path.abspath(maillog)
+    home = Home(options.home, maillog=maillog)
+    try:
+        home.check()
+        return RootService(home, pidfile=twistd["pidfile"] if twistd else None, in_foreground=in_foreground)
+    except (StartError, ControlError) as error:
+        raise SystemExit(f"qtwist: {error}") from None
+
+
+class RootService(MultiService):
+    """All services of a home in one process, as an ordinary user.
+
+    HUP rereads what can change, ALRM makes all queued mail due, TERM finishes what runs and ends with exit code 0
+    (spec/qmail.md §9.2).
+    """
+
+    def __init__(self, home: Home, pidfile: str | None = None, in_foreground: bool = True) -> None:
+        super().__init__()
+        self.home = home
+        self._pidfile = pidfile
+        self._in_foreground = in_foreground
+        self._terminating = False
+        self.sender: SendService = home.send()
+        self.sender.setServiceParent(self)
+        home.smtpd().setServiceParent(self)
+
+    def privilegedStartService(self) -> None:
+        self._start(super().privilegedStartService)
+
+    def startService(self) -> None:
+        if os.geteuid() == 0:
+            self._refuse(
+                "started as root, and no mail is delivered as root: give twistd --uid and --gid of the home's owner"
+            )
+        # Modes of queue files and mailboxes are given where they are made; this takes nothing away from them.
+        os.umask(0o022)
+        self._start(super().startService)
+        # Not before: a reactor that starts installs handlers of its own.
+        self.home.reactor.callWhenRunning(self._handle_signals)
+
+    def _start(self, start: Callable[[], None]) -> None:
+        try:
+            start()
+        except (StartError, ControlError) as error:
+            self._refuse(str(error))
+
+    def _refuse(self, text: str) -> NoReturn:
+        """End the process with one line on standard error; twistd would show a traceback."""
+        if not self._in_foreground:
+            raise StartError(text)  # twistd's parent process prints it
+        os.write(2, f"qtwist: {text}\n".encode("utf-8", "surrogateescape"))
+        if self._pidfile:
+            try:
+                os.unlink(self._pidfile)
+            except OSError as error:
+                _log.warn("cannot remove {path}: {error}", path=self._pidfile, error=error)
+        raise SystemExit(1)
+
+    def _handle_signals(self) -> None:
+        reactor = self.home.reactor
+
+        def handle(number: int, call: Callable[[], None]) -> None:
+            signal.signal(number, lambda *_: reactor.callFromThread(call))
+
+        handle(signal.SIGHUP, self.sender.reread)
+        handle(signal.SIGALRM, self.sender.retry_all)
+        # twistd would end the process by the same signal; a clean stop exits 0.
+        handle(signal.SIGTERM, self._terminate)
+        handle(signal.SIGINT, self._terminate)
+
+    def _terminate(self) -> None:
+        if not self._terminating:
+            self._terminating = True
+            self.home.reactor.stop()

@@ -1,0 +1,458 @@
+"""One SMTP connection: the shell that carries bytes, questions and messages between socket, engine, policies, queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from qtwist.control import ControlError
+from qtwist.interfaces import Accepted, IIncomingMessage, QueueError
+from qtwist.mail.address import Address, replace_own_ip
+from qtwist.mail.envelope import Envelope
+from qtwist.mail.queue_codes import queue_report
+from qtwist.policy.base import Opinion, consult
+from qtwist.policy.session import ReceivedMessage, Session
+from qtwist.wire import smtp_server as wire
+from qtwist.wire.smtp_server import Limits, Reply, SMTPServer
+
+if TYPE_CHECKING:
+    from qtwist.smtpd.factory import SMTPFactory
+    from qtwist.smtpd.settings import Settings
+
+log = Logger(namespace="qtwist.smtpd")
+
+HEADER_SHOWN = 65536  # octets of the header that the message hook gets at most
+
+CANNOT_READ = Reply(421, b"the configuration cannot be read (#4.3.0)")
+TOO_MANY = Reply(421, b"too many connections, try again later (#4.3.2)")
+CLOSING = Reply(421, b"the service is shutting down, try again later (#4.3.2)")
+TIMEOUT = Reply(451, b"timeout (#4.4.2)")
+TROUBLE = Reply(451, b"a local rule could not be applied, try again later (#4.3.0)")
+NO_GREETING = Reply(421, TROUBLE.text)
+NO_QUEUE = Reply(451, b"the queue cannot take a message now (#4.3.0)")
+
+
+@implementer(IPushProducer)
+class SMTPProtocol(Protocol):
+    """Feeds a :class:`SMTPServer` and does what it asks.
+
+    It reads no further than the disk can follow and the client takes its answers. A client that says nothing for
+    control/timeoutsmtpd seconds gets 451 and is left; one that does not read is left without a word.
+    """
+
+    factory: SMTPFactory
+    session: Session
+
+    def __init__(self) -> None:
+        self._engine = SMTPServer(b"")
+        self._settings: Settings | None = None
+        self._incoming: IIncomingMessage | None = None
+        self._header: bytearray | None = None
+        self._waiting: Deferred[Any] | None = None
+        self._may_cancel = False
+        self._pumping = False
+        self._choked = False  # the client does not take our answers
+        self._paused = False  # we do not read from the client
+        self._leaving = False
+        self._last = 0.0  # when the client gave a sign of life
+        self._timeout = 1200
+        self._timer: IDelayedCall | None = None
+
+    # What the transport calls
+
+    def connectionMade(self) -> None:
+        factory = self.factory
+        transport: Any = self.transport
+        set_no_delay = getattr(transport, "setTcpNoDelay", None)
+        if set_no_delay is not None:
+            set_no_delay(True)
+        self.session = session = factory.make_session(transport)
+        others = len(factory.connections)
+        factory.connections.add(self)
+        transport.registerProducer(self, True)
+        try:
+            settings = factory.settings.get()
+        except ControlError as error:
+            log.error("{id}: refused, {error}", id=session.id, error=error)
+            self._engine.end(CANNOT_READ)
+        else:
+            self._settings = settings
+            self._timeout = settings.timeout
+            self._engine = SMTPServer(
+                settings.greeting,
+                limits=Limits(recipients=settings.recipients),
+                rewrite=self._rewrite if settings.localiphost is not None else None,
+            )
+            if factory.draining:
+                self._engine.end(CLOSING)
+            elif others >= settings.connections:
+                log.warn(
+                    "{id}: refused, there are {others} connections already (control/concurrencyincoming)",
+                    id=session.id,
+                    others=others,
+                )
+                self._engine.end(TOO_MANY)
+            else:
+                log.debug("{id}: connection from {ip}", id=session.id, ip=session.remote_ip)
+        self._last = factory.clock.seconds()
+        self._timer = factory.clock.callLater(self._timeout, self._tick)
+        self._pump()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._last = self.factory.clock.seconds()
+        self._engine.receive(data)
+        self._pump()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._engine.close()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._waiting is not None and self._may_cancel:
+            self._waiting.cancel()
+        self._abort()
+        log.debug("{id}: end of connection", id=self.session.id)
+        self.factory.connection_lost(self)
+
+    def pauseProducing(self) -> None:
+        self._choked = True
+        self._regulate()
+
+    def resumeProducing(self) -> None:
+        self._choked = False
+        self._last = self.factory.clock.seconds()
+        self._pump()
+
+    def stopProducing(self) -> None:
+        """The connection is lost; connectionLost does what there is to do."""
+
+    # What the factory calls
+
+    def drain(self) -> None:
+        """Leave with 421, now or when the message that is coming in has been answered."""
+        if not self._engine.in_message and not self._engine.closed:
+            self._engine.end(CLOSING)
+            if self._waiting is not None and self._may_cancel:
+                self._waiting.cancel()
+            self._pump()
+
+    # The pump
+
+    def _pump(self) -> None:
+        """Handle events until there is nothing more to do now, then send what there is to say."""
+        if self._pumping:
+            return
+        engine = self._engine
+        self._pumping = True
+        try:
+            while self._waiting is None and not self._choked:
+                event = engine.next_event()
+                if event is None:
+                    break
+                self._handlers[type(event)](self, event)
+        finally:
+            self._pumping = False
+        data = engine.data_to_send()
+        transport: Any = self.transport
+        if data:
+            transport.write(data)
+        if not engine.closed:
+            self._regulate()
+        elif not self._leaving:
+            self._leaving = True
+            transport.unregisterProducer()
+            transport.loseConnection()
+
+    def _regulate(self) -> None:
+        """Read from the client, or do not."""
+        pause = self._choked or not self._engine.wants_input
+        if pause != self._paused and not self._leaving:
+            self._paused = pause
+            transport: Any = self.transport
+            if pause:
+                transport.pauseProducing()
+            else:
+                transport.resumeProducing()
+
+    def _wait(
+        self,
+        deferred: Deferred[Any],
+        done: Callable[[Any], None],
+        failed: Callable[[Failure], None],
+        may_cancel: bool = False,
+    ) -> None:
+        """Handle no event until `deferred` has fired and `done` or `failed` has run. One at a time."""
+        self._waiting = deferred
+        self._may_cancel = may_cancel
+
+        def finished(result: Any) -> None:
+            self._waiting = None
+            if isinstance(result, Failure):
+                failed(result)
+            else:
+                done(result)
+            if not self._engine.closed:
+                self._last = self.factory.clock.seconds()
+                self._pump()
+
+        def broken(failure: Failure) -> None:
+            log.failure("{id}: connection given up", failure, id=self.session.id)
+            transport: Any = self.transport
+            transport.abortConnection()
+
+        deferred.addBoth(finished).addErrback(broken)
+
+    def _tick(self) -> None:
+        """The timer has run out: was the client really silent for so long?"""
+        clock = self.factory.clock
+        left = self._last + self._timeout - clock.seconds()
+        if left <= 0:
+            left = self._timeout
+            self._last = clock.seconds()
+            transport: Any = self.transport
+            if self._choked or self._leaving:
+                self._timer = None
+                transport.abortConnection()
+                return
+            if self._waiting is None:
+                log.info("{id}: timeout", id=self.session.id)
+                self._engine.end(TIMEOUT)
+                self._pump()
+            elif self._may_cancel:
+                self._waiting.cancel()
+        self._timer = clock.callLater(left, self._tick)
+
+    # Questions to the policies
+
+    def _ask(self, hook: str, then: Callable[[Opinion], object], *arguments: object) -> None:
+        """Ask the policies; `then` gets their opinion, or 451 when one of them is broken."""
+        asked = self.factory.hooks[hook]
+        if not asked:
+            then(None)
+            return
+
+        def failed(failure: Failure) -> None:
+            if not self._engine.closed:
+                log.failure("{id}: a policy has failed in {hook}", failure, id=self.session.id, hook=hook)
+                then(NO_GREETING if hook == "connect" else TROUBLE)
+
+        def done(opinion: Opinion) -> None:
+            if not self._engine.closed:
+                then(opinion)
+
+        try:
+            opinion = consult(asked, self.session, *arguments)
+        except Exception:  # whatever foreign code raises must not end the connection
+            failed(Failure())
+            return
+        if isinstance(opinion, Deferred):
+            self._wait(opinion, done, failed, may_cancel=True)
+        else:
+            then(opinion)
+
+    def _refuse(self, step: str, reply: Reply) -> None:
+        log.info(
+            "{id}: {step} answered {code} {text}",
+            id=self.session.id,
+            step=step,
+            code=reply.code,
+            text=_show(reply.text),
+        )
+        self._engine.reply(reply)
+
+    def _answer(self, step: str, opinion: Opinion) -> bool:
+        """Give the client the policies' opinion; True when it is a yes."""
+        if opinion is not None and not opinion.positive:
+            self._refuse(step, opinion)
+            return False
+        self._engine.accept(opinion)
+        return True
+
+    # Events
+
+    def _on_connect(self, event: wire.Connect) -> None:
+        def then(opinion: Opinion) -> None:
+            assert self._settings is not None
+            databytes = self.session.environment.get(b"DATABYTES")
+            self._engine.databytes = self._settings.databytes if databytes is None else _number(databytes)
+            self._answer("connection", opinion)
+
+        self._ask("connect", then)
+
+    def _on_helo(self, event: wire.Helo) -> None:
+        self.session.forget_transaction()
+        self.session.helo = event.name
+        self.session.extended = event.extended
+        self._ask("helo", lambda opinion: self._answer("HELO", opinion), event.name)
+
+    def _on_mail(self, event: wire.Mail) -> None:
+        session = self.session
+        session.forget_transaction()
+        session.declared_size = int(event.params.get(b"SIZE", b"0"))
+        sender = Address(event.address)
+
+        def then(opinion: Opinion) -> None:
+            if self._answer("MAIL", opinion):
+                session.sender = sender
+
+        self._ask("mail", then, sender)
+
+    def _on_rcpt(self, event: wire.Rcpt) -> None:
+        recipient = Address(event.address)
+
+        def then(opinion: Opinion) -> None:
+            if self._answer("RCPT", opinion):
+                suffix = self.session.environment.get(b"RELAYCLIENT")
+                self.session.recipients.append(Address(event.address + suffix) if suffix else recipient)
+
+        self._ask("rcpt", then, recipient)
+
+    def _on_reset(self, event: wire.Reset) -> None:
+        self.session.forget_transaction()
+
+    def _on_data(self, event: wire.Data) -> None:
+        def then(opinion: Opinion) -> None:
+            if opinion is not None and not opinion.positive:
+                self._refuse("DATA", opinion)
+                return
+            session, factory = self.session, self.factory
+            try:
+                incoming = factory.queue.begin(factory.origin)
+            except (QueueError, OSError) as error:
+                log.error("{id}: no message can be queued: {error}", id=session.id, error=error)
+                self._engine.reply(NO_QUEUE)
+                return
+            self._incoming = incoming
+            self._header = bytearray() if factory.hooks["message"] else None
+            self._engine.accept()
+            self._write(session.received(b"SMTP", factory.now()))
+
+        self._ask("data", then)
+
+    def _on_chunk(self, event: wire.Chunk) -> None:
+        header = self._header
+        if header is not None and len(header) < HEADER_SHOWN and not _complete(header):
+            header += event.data[: HEADER_SHOWN - len(header)]
+        self._write(event.data)
+
+    def _write(self, data: bytes) -> None:
+        assert self._incoming is not None
+        slow = self._incoming.write(data)
+        if slow is not None:
+            # The commit reports an error of the disk, so that there is nothing to do about one here.
+            self._wait(slow, lambda _: None, lambda _: None)
+
+    def _on_end_of_message(self, event: wire.EndOfMessage) -> None:
+        def then(opinion: Opinion) -> None:
+            if opinion is not None and not opinion.positive:
+                self._finish(opinion)
+            else:
+                self._commit(event.size)
+
+        if event.refusal is not None:
+            self._finish(event.refusal)
+        elif self._header is None:
+            self._commit(event.size)
+        else:
+            header = bytes(self._header)
+            if not header.startswith(b"\n"):
+                end = header.find(b"\n\n")
+                header = header[: end + 1] if end >= 0 else header
+            else:
+                header = b""
+            self._ask("message", then, ReceivedMessage(event.size, header, event.hops))
+
+    def _commit(self, size: int) -> None:
+        session, incoming = self.session, self._incoming
+        assert incoming is not None and session.sender is not None
+        self._incoming = None  # from here on a lost connection does not matter to the message
+        envelope = Envelope(session.sender.raw, tuple(recipient.raw for recipient in session.recipients))
+
+        def done(accepted: Accepted) -> None:
+            log.info(
+                "{id}: accepted message {number} qp {qp} from <{sender}>, {recipients} recipients, {size} octets",
+                id=session.id,
+                number=accepted.number,
+                qp=accepted.qp,
+                sender=_show(envelope.sender),
+                recipients=len(envelope.recipients),
+                size=size,
+            )
+            if not self._engine.closed:
+                self._finish(Reply(250, b"ok %d qp %d" % (self.factory.now(), accepted.qp)))
+
+        def failed(failure: Failure) -> None:
+            error = failure.value
+            if isinstance(error, QueueError):
+                log.error("{id}: message not queued: {error}", id=session.id, error=error)
+                result = queue_report(error.code)
+                reply = Reply(554 if result.letter == b"D" else 451, result.text)
+            else:
+                log.failure("{id}: message not queued", failure, id=session.id)
+                reply = NO_QUEUE
+            if not self._engine.closed:
+                self._finish(reply)
+
+        self._wait(incoming.commit(envelope), done, failed)
+
+    def _finish(self, reply: Reply) -> None:
+        """The message has its answer; the transaction is over."""
+        self._abort()
+        self._header = None
+        self.session.forget_transaction()
+        if reply.positive:
+            self._engine.reply(reply)
+        else:
+            self._refuse("message", reply)
+        if self.factory.draining:
+            self._engine.end(CLOSING)
+
+    def _abort(self) -> None:
+        if self._incoming is not None:
+            self._incoming.abort()
+            self._incoming = None
+
+    def _on_quit(self, event: wire.Quit) -> None:
+        """The engine has said goodbye and is closed; the pump leaves."""
+
+    def _rewrite(self, address: bytes) -> bytes:
+        assert self._settings is not None and self._settings.localiphost is not None
+        is_own = self.factory.is_own_address
+        return replace_own_ip(address, self._settings.localiphost, lambda ip: is_own(self.session, ip))
+
+    _handlers: ClassVar[dict[type, Callable[[SMTPProtocol, Any], None]]] = {
+        wire.Connect: _on_connect,
+        wire.Helo: _on_helo,
+        wire.Mail: _on_mail,
+        wire.Rcpt: _on_rcpt,
+        wire.Reset: _on_reset,
+        wire.Data: _on_data,
+        wire.Chunk: _on_chunk,
+        wire.EndOfMessage: _on_end_of_message,
+        wire.Quit: _on_quit,
+    }
+
+
+def _number(text: bytes) -> int:
+    """The leading digits as a number, 0 without any (DATABYTES, spec/qmail.md §4)."""
+    digits = text[: len(text) - len(text.lstrip(b"0123456789"))]
+    return int(digits[:18] or b"0")
+
+
+def _complete(header: bytearray) -> bool:
+    return header.startswith(b"\n") or b"\n\n" in header
+
+
+def _show(text: bytes) -> str:
+    """Bytes from outside as one harmless line for the log."""
+    return text[:1000].decode("ascii", "backslashreplace").translate(_CONTROLS)
+
+
+_CONTROLS = {code: "?" for code in (*range(32), 127)}

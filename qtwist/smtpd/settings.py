@@ -1,0 +1,49 @@
+"""What the control files say about one SMTP connection (spec/qmail.md §3, read per connection)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from qtwist.control import ControlError
+
+if TYPE_CHECKING:
+    from qtwist.control import Control
+
+FILES = (
+    "me",
+    "smtpgreeting",
+    "databytes",
+    "timeoutsmtpd",
+    "maxrecipients",
+    "localiphost",
+    "concurrencyincoming",
+)
+
+
+@attrs.frozen
+class Settings:
+    """`databytes` 0 means no limit, `timeout` is in seconds, `localiphost` None turns that feature off."""
+
+    greeting: bytes
+    databytes: int
+    timeout: int
+    recipients: int
+    localiphost: bytes | None
+    connections: int
+
+
+def read_settings(control: Control) -> Settings:
+    """Read them. ControlError when a file cannot be read, or there is no name to greet with."""
+    greeting = control.line("smtpgreeting")
+    if greeting is None:
+        raise ControlError(control.path("smtpgreeting"), None, "no such file, nor control/me", "the host's name")
+    return Settings(
+        greeting=greeting,
+        databytes=control.integer("databytes"),
+        timeout=max(control.integer("timeoutsmtpd"), 1),
+        recipients=control.integer("maxrecipients"),
+        localiphost=control.line("localiphost"),
+        connections=control.integer("concurrencyincoming"),
+    )
