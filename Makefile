@@ -3,7 +3,7 @@
 VENV := .venv
 PYTHON = $(shell sh tools/find-python)
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip --disable-pip-version-check --quiet
+PIP := $(RUN) -m pip --disable-pip-version-check --quiet --quiet
 # Two workers, as most tests wait for something; `make test TESTS=tests.test_queue TRIAL=` runs one file in one process.
 TESTS := tests
 TRIAL := -j2
@@ -54,9 +54,9 @@ types: $(VENV)/.installed-lint
 	$(RUN) -m mypy
 
 build: $(VENV)/.installed-lint
-	rm -rf dist
-	$(RUN) -m build --outdir dist . >dist.log 2>&1 || { cat dist.log; rm -f dist.log; exit 1; }
-	@rm -f dist.log
+	@rm -rf dist && mkdir dist
+	$(RUN) -m build --outdir dist . >dist/build.log 2>&1 || { cat dist/build.log; exit 1; }
+	@rm dist/build.log
 	$(RUN) -m tools.try_wheel dist
 
 clean: demo-stop

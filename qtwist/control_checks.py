@@ -71,6 +71,8 @@ def route(line: bytes) -> str | None:
         return "domain:relay or domain:relay:port"
     if relay.startswith(b"["):
         address, bracket, port = relay[1:].partition(b"]")
+        if address[:5].lower() == b"ipv6:":
+            address = address[5:]
         if not bracket or not _is_ip(address) or (port and not port.startswith(b":")):
             return "domain:[address] or domain:[address]:port"
         colon, port = port[:1], port[1:]
@@ -78,7 +80,7 @@ def route(line: bytes) -> str | None:
         host, colon, port = relay.partition(b":")
         if b":" in port:
             return "an IPv6 address in brackets, domain:[address]:port"
-        if relay and not _HOST.fullmatch(host):
+        if host and not _HOST.fullmatch(host):
             return "domain:relay or domain:relay:port"
     if colon and not _is_port(port):
         return "a port number from 1 to 65535 after the relay"

@@ -12,8 +12,10 @@ spawners are arguments. What they must do is in :mod:`qtwist.interfaces`.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 from twisted.application.service import MultiService, Service
@@ -24,7 +26,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.python.failure import Failure
 
 from qtwist.control import Control, ControlError, Listener
-from qtwist.dns import resolver_from_control
+from qtwist.dns.resolver import make_resolver
 from qtwist.files.disk import RealDisk
 from qtwist.interfaces import IQueue, IResolver, ISpawner
 from qtwist.local.spawn import LocalSpawner
@@ -32,6 +34,7 @@ from qtwist.mail.constmap import ConstantMap
 from qtwist.mail.rewriting import Rewriter
 from qtwist.policy import Policy
 from qtwist.queue.files import FileQueue
+from qtwist.queue.layout import LayoutError
 from qtwist.remote.spawn import RemoteSpawner
 from qtwist.send.bounces import BounceSettings
 from qtwist.send.log import LogFile, SendLog
@@ -62,9 +65,21 @@ class Home:
         self.control = Control(os.path.join(self.path, "control"))
         self.disk = RealDisk()
         self.queue_path = os.path.join(self.path, "queue")
-        self.queue: IQueue = FileQueue(self.queue_path, self.disk, reactor)
-        self.resolver: IResolver = resolver_from_control(self.control, reactor)
         self._queue_users = 0
+
+    @cached_property
+    def queue(self) -> IQueue:
+        """The queue. StartError when queue/ is not one."""
+        try:
+            return FileQueue(self.queue_path, self.disk, self.reactor)
+        except LayoutError as error:
+            raise StartError(str(error)) from error
+
+    @cached_property
+    def resolver(self) -> IResolver:
+        """Asks the servers of control/dnsservers, or those of the system."""
+        servers = [line.decode("ascii") for line in self.control.list("dnsservers") or ()]
+        return make_resolver(self.reactor, servers)
 
     def check(self) -> None:
         """StartError or ControlError when this is not a home that can be served."""
@@ -87,10 +102,10 @@ class Home:
                     f"one that this version serves: {', '.join(SERVED)}",
                 )
         self._send_settings()
+        assert self.queue
+        self.check_lock()
 
-    def smtpd(
-        self, policies: Sequence[Policy] = (), factory: Callable[..., SMTPFactory] = SMTPFactory
-    ) -> SMTPService:
+    def smtpd(self, policies: Sequence[Policy] = (), factory: Callable[..., SMTPFactory] = SMTPFactory) -> SMTPService:
         """The service that listens on all ``smtp`` lines of control/listen.
 
         `policies` are asked before those of control/policies and the standard ones. `factory` is called like
@@ -146,9 +161,7 @@ class Home:
     def _send_settings(self) -> SendSettings:
         return SendSettings(
             rewriter=self.rewriter(),
-            concurrency={
-                channel: self.control.integer(f"concurrency{channel}") for channel in ("local", "remote")
-            },
+            concurrency={channel: self.control.integer(f"concurrency{channel}") for channel in ("local", "remote")},
             lifetime=self.control.integer("queuelifetime"),
             bounces=BounceSettings(
                 self._line("bouncefrom"),
@@ -252,7 +265,9 @@ class SendService(Service):
             lock = os.path.join(home.queue_path, "lock", "sendmutex")
             raise StartError(f"{lock}: locked, another qtwist or qmail-send is running on this queue") from None
         except OSError as error:
-            raise StartError(f"{error.filename or home.queue_path}: {error.strerror}, expected the queue's lock") from error
+            raise StartError(
+                f"{error.filename or home.queue_path}: {error.strerror}, expected the queue's lock"
+            ) from error
         super().startService()
 
     def reread(self) -> None:

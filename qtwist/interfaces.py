@@ -106,6 +106,8 @@ class IQueue(Interface):
     OSError when the disk fails; the caller tries again later.
     """
 
+    split = Attribute("int: the number of subdirectories of mess, info, local, remote, as paths in warnings show it")
+
     def begin(origin: Origin) -> IIncomingMessage:
         """Start to accept a message; the queue adds its own Received line (spec/qmail.md §6.2)."""
 

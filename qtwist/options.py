@@ -18,7 +18,7 @@ class Options(usage.Options):
         "a home. Signals: HUP rereads what can change, ALRM tries all queued mail now, TERM finishes running "
         "deliveries and exits."
     )
-    optParameters = [  # noqa: RUF012 (Twisted reads it as a class attribute)
+    optParameters = [
         ["home", None, None, f"home directory [default: $QTWISTHOME, else {DEFAULT_HOME}]"],
         [
             "maillog",

@@ -51,6 +51,8 @@ class MemoryIncoming:
 class MemoryQueue:
     """Messages in dicts. `broken` names methods that fail with OSError; `refuse` is a code for every commit."""
 
+    split = 23
+
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.messages: dict[int, bytes] = {}

@@ -108,9 +108,9 @@ class UsersTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.path = self.mktemp()
-        self.accounts = {b"joe": Account(b"joe", os.getuid() or 1, 2, b"/")}
+        self.asked: list[bytes] = []
         self.alias: Account | None = ALIAS
-        self.users = Users(os.fsencode(self.path), lambda: self.alias, self.accounts.get)
+        self.users = Users(os.fsencode(self.path), lambda: self.alias, self.asked.append)
 
     def assign(self, text: bytes) -> None:
         write_cdb(self.path, compile_assign(text))
@@ -126,6 +126,7 @@ class UsersTests(SynchronousTestCase):
         self.assertEqual(self.find(b"joe-"), (b"u2", b"/h2", b"-", b""))
         self.assertEqual(self.find(b"Joe-X-y"), (b"u2", b"/h2", b"-", b"X-y"))
         self.assertEqual(self.find(b"joey"), (b"u3", b"/h3", b"-", b"a-joey"))
+        self.assertEqual(self.asked, [])
 
     def test_nobody(self) -> None:
         """§28.17: what no account owns is alias's, with the whole local part as the extension."""
@@ -135,6 +136,7 @@ class UsersTests(SynchronousTestCase):
     def test_not_assigned(self) -> None:
         self.assign(b"=joe:u1:1001:1002:/h1:::\n.\n")
         self.assertEqual(self.find(b"ann"), (b"alias", b"/home/alias", b"-", b"ann"))
+        self.assertEqual(self.asked, [b"ann"])
 
     def test_no_alias(self) -> None:
         self.alias = None

@@ -152,6 +152,7 @@ class OwnIpTests(SynchronousTestCase):
             return replace_own_ip(address, b"mx.local", {"10.0.0.9"}.__contains__)
 
         self.assertEqual(replaced(b"joe@[10.0.0.9]"), b"joe@mx.local")
+        self.assertEqual(replace_own_ip(b"joe@[10.0.0.256]", b"mx.local", lambda ip: True), b"joe@[10.0.0.256]")
         self.assertEqual(replaced(b"a@b@[10.0.0.9]"), b"a@b@mx.local")
         self.assertEqual(replaced(b"joe@[010.000.0.9]"), b"joe@mx.local")
         for same in (

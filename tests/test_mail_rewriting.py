@@ -136,6 +136,7 @@ class SuffixTests(SynchronousTestCase):
             (b"", [b""]),
             (b"a", [b"a", b""]),
             (b".a", [b".a", b""]),
+            (b".a.b", [b".a.b", b".b", b""]),
             (b"a.", [b"a.", b".", b""]),
             (b"a..b", [b"a..b", b"..b", b".b", b""]),
         ]:

@@ -186,6 +186,15 @@ class LifeOfAMessage(ManagerCase):
         )
         self.assertEqual(self.queue.accepted[1][0].recipients, (b"list-@host.test",))
 
+    def test_nothing_but_the_verp_mark(self) -> None:
+        """§9.11: the mark is taken off first; what is left of ``-@[]`` is the empty sender."""
+        self.remote.answers[b"a@far.test"] = Report.failure(b"no\n")
+        self.start()
+        self.queue.send(b"-@[]", b"a@far.test")
+        self.go()
+        envelope, _ = self.queue.accepted[1]
+        self.assertEqual((envelope.sender, envelope.recipients), (b"#@[]", (b"postmaster@mx.test",)))
+
     def test_last_try_turns_deferral_into_failure(self) -> None:
         """§9.5: the attempt after queuelifetime is the last one; the report says so and the sender hears of it."""
         self.remote.answers[b"a@far.test"] = Report.deferral(b"not now\n")

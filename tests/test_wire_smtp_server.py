@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -454,7 +455,9 @@ class Bounds(SynchronousTestCase):
 
     def test_errors(self) -> None:
         engine = SMTPServer(b"mx.test", limits=Limits(errors=3))
-        engine.receive(b"MAIL FROM:<>\r\nRCPT TO:<a>\r\nFOO\r\nBAR\r\nDATA\r\n.\r\n" + b"FOO\r\nBAR\r\nNOOP\r\nFOO\r\nNOOP\r\n")
+        engine.receive(
+            b"MAIL FROM:<>\r\nRCPT TO:<a>\r\nFOO\r\nBAR\r\nDATA\r\n.\r\n" + b"FOO\r\nBAR\r\nNOOP\r\nFOO\r\nNOOP\r\n"
+        )
         drive(engine)
         codes = [line[:3] for line in engine.data_to_send().split(b"\r\n")]
         # An accepted message makes good for the errors before.
@@ -517,7 +520,7 @@ def decode(decoder: BodyDecoder, pieces: Iterable[bytes]) -> tuple[bytes, bytes 
 
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
     edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(edges)]
 
 
 SOUP = st.lists(st.sampled_from([b"\r\n", b".", b"\r", b"\n", b"a", b"\r\n.", b"\0", b"Received: x"]), max_size=30).map(
@@ -584,12 +587,14 @@ class Body(SynchronousTestCase):
             came += len(text)
             self.assertGreaterEqual(came, given_ - 4)
 
-    @given(st.text("aRecivdDLt: \n", max_size=60), st.lists(st.integers(0, 200)), st.integers(0, 4), st.booleans())
-    def test_hops(self, noise: str, places: list[int], count: int, delivered: bool) -> None:
+    @given(
+        st.lists(st.sampled_from([b"Received: x", b"rEceIved", b"DELIVERED-TO:", b" Received", b"x", b"receive"])),
+        st.lists(st.integers(0, 200)),
+    )
+    def test_hops(self, lines: list[bytes], places: list[int]) -> None:
         """Spec §16.6: lines of the header that begin so, in any case; the body does not count."""
-        word = b"DELIVERED-to: x\n" if delivered else b"rEceIved: y\n"
-        header = (noise.encode().lstrip(b"\n").replace(b"\n\n", b"\n") + b"\n").lstrip(b"\n") + word * count
-        wanted = sum(line.lower().startswith((b"received", b"delivered")) for line in header.split(b"\n"))
+        header = b"".join(line + b"\n" for line in lines)
+        wanted = sum(line.lower().startswith((b"received", b"delivered")) for line in lines)
         message = header + b"\n" + b"Received: in the body\n" * 3
         counter = HopCounter()
         for piece in cut(message, places):
@@ -625,7 +630,16 @@ class Messages(SynchronousTestCase):
     def test_bare_bytes_are_refused_and_the_connection_ends(self) -> None:
         """Issue 2 item 3, spec §26.3: one clear reply; nothing after it is ever a command."""
         smuggled = b"MAIL FROM:<evil@x>\r\nRCPT TO:<c@d>\r\nDATA\r\nevil\r\n.\r\n"
-        for end in (b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r\n", b"\r\n.\r", b"\r.\r", b"\r\n\0.\r\n", b"\n\r\n.\r\r\n"):
+        for end in (
+            b"\n.\n",
+            b"\n.\r\n",
+            b"\r\n.\n",
+            b"\r.\r\n",
+            b"\r\n.\r",
+            b"\r.\r",
+            b"\r\n\0.\r\n",
+            b"\n\r\n.\r\r\n",
+        ):
             for step in (1, 5, 1000):
                 with self.subTest(end=end, step=step):
                     engine, events, output = self.run_body(b"a" + end + smuggled, step)
@@ -637,7 +651,7 @@ class Messages(SynchronousTestCase):
                     self.assertNotIn(b"evil", stored(events))
 
     def test_bare_cr_alone_waits_for_the_end(self) -> None:
-        engine, events, output = self.run_body(b"a\rb\r\nmore\r\n")
+        engine, events, _ = self.run_body(b"a\rb\r\nmore\r\n")
         self.assertFalse(any(isinstance(e, EndOfMessage) for e in events))
         engine.receive(b".\r\nNOOP\r\n")
         (end,) = drive(engine)
@@ -747,7 +761,10 @@ class Invariants(SynchronousTestCase):
         """The invariant of the module: no exception, and only well-formed replies, whatever comes."""
         engine = SMTPServer(b"mx.test")
         engine.receive(data)
-        drive(engine, lambda event: draw.draw(st.sampled_from([None, None, Reply(450, b"x")])) if event != Data() else None)
+        drive(
+            engine,
+            lambda event: draw.draw(st.sampled_from([None, None, Reply(450, b"x")])) if event != Data() else None,
+        )
         output = engine.data_to_send()
         self.assertTrue(output.endswith(b"\r\n"))
         for line in output[:-2].split(b"\r\n"):

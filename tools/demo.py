@@ -208,7 +208,7 @@ def make_place() -> Place:
             raise fail(finder.stderr.strip())
         # The environment stays root's: the account runs it and cannot change it.
         subprocess.run([finder.stdout.strip(), "-m", "venv", os.path.join(root, "venv")], check=True)
-        pip = [place.python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+        pip = [place.python, "-m", "pip", "--disable-pip-version-check", "-qq"]
         subprocess.run([*pip, "install", CHECKOUT], check=True)
         if not usable(account, place.python):
             raise fail(f"{account.name} cannot run {place.python} either; install Debian's python3 and python3-venv")

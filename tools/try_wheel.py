@@ -19,7 +19,7 @@ def try_wheel(folder: str) -> str | None:
     with tempfile.TemporaryDirectory(prefix="qtwist-wheel-") as directory:
         venv.create(directory, with_pip=True)
         programs = os.path.join(directory, "bin")
-        pip = [os.path.join(programs, "python"), "-m", "pip", "--disable-pip-version-check", "--quiet"]
+        pip = [os.path.join(programs, "python"), "-m", "pip", "--disable-pip-version-check", "-qq"]
         subprocess.run([*pip, "install", os.path.abspath(wheels[0])], check=True)
         # Neither the checkout nor PYTHONPATH may help: what counts is what the wheel brings.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

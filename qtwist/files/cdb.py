@@ -107,7 +107,7 @@ class CDB:
                 start = position + 8 + key_size
                 if start + data_size > len(self._data):
                     raise self._damaged("a record lies outside the file")
-                if key_size == len(key) and self._data[start - key_size : start] == key:
+                if self._data[start - key_size : start] == key:
                     yield self._data[start : start + data_size]
             place += 8
             if place == end:

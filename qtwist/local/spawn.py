@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorCore, IReactorFromThreads
+from twisted.internet.interfaces import IReactorCore, IReactorFromThreads, IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -119,8 +119,9 @@ class LocalSpawner:
 
     def _done(self, result: Report) -> Report:
         self._running -= 1
-        # After this report has gone its way.
-        self._reactor.callLater(0, self._check_stopped)  # type: ignore[attr-defined]
+        if self._stopping is not None:
+            # After this report has gone its way.
+            IReactorTime(self._reactor).callLater(0, self._check_stopped)
         return result
 
     def _check_stopped(self) -> None:

@@ -1,1 +1,1 @@
-"""Mail as values and rules: addresses, envelopes, reports, dates, header lines. Pure: no reactor, clock, file or socket."""
+"""Mail as values and rules: addresses, envelopes, dates, notices. Pure: no reactor, clock, file or socket."""

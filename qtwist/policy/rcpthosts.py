@@ -56,6 +56,8 @@ class Domains:
 
     def _lists(self, address: bytes) -> bool:
         domain = split(address)[1].lower()
+        if not domain:  # the key of a catch-all
+            return False
         if self.rcpthosts is not None:
             keys = list(suffixes(domain, False))
             if any(key in self.rcpthosts for key in keys):

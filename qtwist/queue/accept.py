@@ -10,6 +10,7 @@ of different messages may run in different threads.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from collections.abc import Sequence
@@ -38,6 +39,9 @@ BAD_ENVELOPE = 91
 
 #: How many names in pid/ are tried (§6.2).
 _TRIES = 9
+
+#: How many numbers are left unused because something in todo/ has them.
+HAUNTED_LIMIT = 50
 
 
 @attrs.define
@@ -87,9 +91,17 @@ class Acceptor:
         self._layout = layout
         self._roots = filesystem_roots(disk, layout)
         self._sequence = itertools.count(1)
+        self._haunted: list[int] = []
 
     def create(self, origin: Origin, started: float) -> MessFile:
         """A new mess/s/N that holds the Received line. QueueError, with nothing left behind, when there is trouble."""
+        while True:
+            mess = self._try_create(origin, started)
+            if mess is not None:
+                return mess
+
+    def _try_create(self, origin: Origin, started: float) -> MessFile | None:
+        """None when the number cannot be had, and another one is to be tried."""
         disk, layout = self._disk, self._layout
         fd, temporary = self._create_temporary(started)
         number = None
@@ -97,6 +109,9 @@ class Acceptor:
         code = PID_TROUBLE
         try:
             number = disk.fstat(fd).st_ino
+            if self._is_haunted(number, fd):
+                disk.unlink(temporary)
+                return None
             self.busy.add(number)
             code = MESS_TROUBLE
             disk.link(temporary, layout.path("mess", number))
@@ -112,7 +127,8 @@ class Acceptor:
             if linked and number is not None:
                 self._try_unlink(layout.path("mess", number))
             # The inode, and with it the number, is free only when this is closed.
-            close_quietly(disk, fd)
+            if fd not in self._haunted:
+                close_quietly(disk, fd)
             raise _queue_error(code, error) from error
         return MessFile(number, fd)
 
@@ -172,6 +188,21 @@ class Acceptor:
             except OSError as error:
                 raise _queue_error(PID_TROUBLE, error) from error
         raise AssertionError("unreachable")
+
+    def _is_haunted(self, number: int, fd: int) -> bool:
+        """Whether todo/N is there already: the envelope of a message that is lost (qmail never syncs mess/s).
+
+        Were mess/N made now, the new message would go to the old one's recipients. So the number is left unused; the
+        descriptor stays open, or the file system would offer it again and again.
+        """
+        try:
+            self._disk.stat(self._layout.path("todo", number))
+        except FileNotFoundError:
+            return False
+        if len(self._haunted) == HAUNTED_LIMIT:
+            raise FileExistsError(errno.EEXIST, "belongs to a lost message", self._layout.path("todo", number))
+        self._haunted.append(fd)
+        return True
 
     def _write(self, one: _Progress, sync: BatchSync) -> None:
         """mess/s/N and intd/N, up to the sync."""

@@ -152,7 +152,7 @@ class IncomingFile:
         self._go_on()
 
     def _keep_error(self, failure: Failure) -> None:
-        if failure.check(QueueError):
+        if isinstance(failure.value, QueueError):
             self._error = failure.value
         elif failure.check(Stopped):
             self._error = QueueError(NO_QUEUE, "the queue is stopped")

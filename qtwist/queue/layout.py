@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 
@@ -107,10 +108,8 @@ def create_queue(directory: str, disk: Disk | None = None, split: int = DEFAULT_
             made += [_make_directory(disk, f"{directory}/{room}/{part}", mode) for part in range(split)]
     _make_file(disk, f"{directory}/lock/sendmutex", 0o600, b"")
     _make_file(disk, f"{directory}/lock/tcpto", 0o644, bytes(TCPTO_SIZE))
-    try:
+    with contextlib.suppress(FileExistsError):
         disk.make_fifo(f"{directory}/lock/trigger", 0o622)
-    except FileExistsError:
-        pass
     # The queue syncs the directories that it changes, never those above them: they are made to last here.
     for path in made:
         disk.fsync_directory(path)

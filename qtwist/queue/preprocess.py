@@ -32,15 +32,6 @@ class _Trouble(Exception):
     """A step failed; the text is a warning in the words of §9.7."""
 
 
-@attrs.define
-class _Channel:
-    """local/N or remote/N while it is written."""
-
-    name: str
-    path: str
-    fd: int
-
-
 @attrs.frozen
 class _Written:
     """What became of a message, as far as it is known before the sync."""
@@ -110,7 +101,7 @@ class _Writer:
         self._sync = sync
         self._number = number
         self._route = route
-        self._channels: dict[str, _Channel] = {}
+        self._files: dict[str, int] = {}  # descriptors of what is being written, by room
 
     def write(self) -> _Written:
         """All steps up to the sync; raises _Trouble."""
@@ -125,21 +116,23 @@ class _Writer:
             # recipients are tried anew, and those that fail again are entered again.
             for room in ("local", "remote", "info", "bounce"):
                 self._unlink(room)
+            self._create("info")
             head = parse_envelope(self._blocks(fd, todo), todo, self._take)
-            birth = self._write_info(head.sender)
-            for channel in self._channels.values():
-                self._sync.add(self._number, channel.fd, self._layout.holder(channel.name, self._number))
-                channel.fd = -1
+            self._write("info", format_info(head.sender))
+            birth = self._birth()
+            channels = frozenset(self._files) - {"info"}
+            while self._files:
+                room, written = self._files.popitem()
+                self._sync.add(self._number, written, self._layout.holder(room, self._number))
         except UnknownRecord as error:
             raise _Trouble(f"unknown record type in {todo}") from error
         except ValueError as error:
             raise _Trouble(f"trouble reading {todo}") from error
         finally:
             close_quietly(self._disk, fd)
-            for channel in self._channels.values():
-                if channel.fd != -1:
-                    close_quietly(self._disk, channel.fd)
-        return _Written(head, size, birth, frozenset(self._channels))
+            for written in self._files.values():
+                close_quietly(self._disk, written)
+        return _Written(head, size, birth, channels)
 
     def _message_size(self) -> int:
         try:
@@ -171,32 +164,25 @@ class _Writer:
             if b"\0" in address or len(address) >= RECORD_LIMIT:
                 raise _Trouble(f"trouble writing to {self._layout.name(channel, self._number)}")
             routed.setdefault(channel, []).append(address)
-        for name, addresses in routed.items():
-            channel_file = self._channels.get(name) or self._create(name)
-            self._write(channel_file, format_recipients(addresses))
+        for channel, addresses in routed.items():
+            if channel not in self._files:
+                self._create(channel)
+            self._write(channel, format_recipients(addresses))
 
-    def _write_info(self, sender: bytes) -> float:
-        info = self._create("info")
+    def _create(self, room: str) -> None:
         try:
-            self._write(info, format_info(sender))
-            birth = self._disk.fstat(info.fd).st_mtime
+            self._files[room] = self._disk.create_exclusive(self._layout.path(room, self._number), PRIVATE_MODE)
+        except OSError as error:
+            raise _Trouble(f"unable to create {self._layout.name(room, self._number)}") from error
+
+    def _write(self, room: str, data: bytes) -> None:
+        try:
+            self._disk.write_all(self._files[room], data)
+        except OSError as error:
+            raise _Trouble(f"trouble writing to {self._layout.name(room, self._number)}") from error
+
+    def _birth(self) -> float:
+        try:
+            return self._disk.fstat(self._files["info"]).st_mtime
         except OSError as error:
             raise _Trouble(f"unable to stat {self._layout.name('info', self._number)}") from error
-        self._sync.add(self._number, info.fd, self._layout.holder("info", self._number))
-        del self._channels["info"]
-        return birth
-
-    def _create(self, name: str) -> _Channel:
-        path = self._layout.path(name, self._number)
-        try:
-            channel = _Channel(name, path, self._disk.create_exclusive(path, PRIVATE_MODE))
-        except OSError as error:
-            raise _Trouble(f"unable to create {self._layout.name(name, self._number)}") from error
-        self._channels[name] = channel
-        return channel
-
-    def _write(self, channel: _Channel, data: bytes) -> None:
-        try:
-            self._disk.write_all(channel.fd, data)
-        except OSError as error:
-            raise _Trouble(f"trouble writing to {self._layout.name(channel.name, self._number)}") from error

@@ -123,7 +123,7 @@ def parse_info(contents: bytes, where: str) -> bytes:
 
 def parse_recipients(data: bytes, start: int, limit: int, where: str) -> list[RecipientRecord]:
     """At most `limit` complete records of a channel file, of which `data` is the part that lies at offset `start`."""
-    records = []
+    records: list[RecipientRecord] = []
     position = 0
     while len(records) < limit and (end := data.find(b"\0", position)) != -1:
         letter = data[position : position + 1]

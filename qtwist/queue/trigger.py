@@ -1,4 +1,4 @@
-"""lock/trigger: the FIFO by which a program that queued a message wakes the queue manager (spec/qmail.md §5.2, §9.4)."""
+"""lock/trigger: the FIFO by which a program that queued a message wakes the manager (spec/qmail.md §5.2, §9.4)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import os
 from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
-
-_log = Logger()
 
 #: A FIFO holds no more (Linux: 64 KiB by default); one read empties it.
 _READ_SIZE = 65536
@@ -80,6 +77,5 @@ class TriggerReader:
         self._pulled()
 
     def connectionLost(self, reason: Failure) -> None:
-        """Only a reactor in trouble gets here; todo/ is looked at from time to time in any case (§9.4)."""
-        _log.warn("the queue's trigger is not watched any more: {reason}", reason=reason.getErrorMessage())
+        """The reactor drops all its readers when it stops."""
         self.stop()

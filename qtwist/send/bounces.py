@@ -9,6 +9,7 @@ import attrs
 from qtwist.interfaces import Accepted, IIncomingMessage, IQueue
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.mail.qsbmf import notice_head
+from qtwist.mail.verp import bounce_address
 
 _BLOCK = 65536
 
@@ -24,8 +25,9 @@ class BounceSettings:
 
     def envelope(self, sender: bytes) -> Envelope:
         """The envelope of the notice about a message from `sender` (which is not ``#@[]``)."""
+        sender = bounce_address(sender)
         if sender:
-            return Envelope(b"", (sender.removesuffix(b"-@[]"),))
+            return Envelope(b"", (sender,))
         return Envelope(b"#@[]", (self.doublebounceto + b"@" + self.doublebouncehost,))
 
 

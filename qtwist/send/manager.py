@@ -1,8 +1,8 @@
 """The queue manager: takes what was accepted, tries it on its schedule, bounces what cannot be delivered.
 
-This is qmail-send (spec/qmail.md §9) as a Twisted service. It knows the queue by :class:`~qtwist.interfaces.IQueue` and
-the deliveries by :class:`~qtwist.interfaces.ISpawner`; the rules of time are in :mod:`qtwist.send.schedule`, the words of
-the log in :mod:`qtwist.send.log`, the notices in :mod:`qtwist.send.bounces`.
+This is qmail-send (spec/qmail.md §9) as a Twisted service. It knows the queue by :class:`~qtwist.interfaces.IQueue`
+and the deliveries by :class:`~qtwist.interfaces.ISpawner`; the rules of time are in :mod:`qtwist.send.schedule`, the
+words of the log in :mod:`qtwist.send.log`, the notices in :mod:`qtwist.send.bounces`.
 
 Preprocessing, deliveries and bounces run side by side, so that a flood of new mail does not starve deliveries and a
 slow disk call for one message does not hold up another. What may run at once is bounded by the channels.
@@ -56,10 +56,6 @@ class SendSettings:
     bounces: BounceSettings
 
 
-def _path(channel: str, number: int, split: int) -> str:
-    return f"{channel}/{number % split}/{number}"
-
-
 class QueueManager(Service):
     """qmail-send as a service.
 
@@ -77,7 +73,6 @@ class QueueManager(Service):
         log: SendLog,
         clock: IReactorTime,
         reread: Callable[[], Rewriter],
-        split: int = 23,
     ) -> None:
         self.queue = queue
         self.spawners = spawners
@@ -86,7 +81,6 @@ class QueueManager(Service):
         self.clock = clock
         self.exiting = False
         self._reread = reread
-        self._split = split
         self._rewriter = settings.rewriter
         self.channels = {
             name: Channel(name, min(settings.concurrency[name], spawners[name].limit)) for name in ("local", "remote")
@@ -264,11 +258,15 @@ class QueueManager(Service):
         while (chosen := channel.choose()) is not None:
             self._start(channel, *chosen)
 
+    def _path(self, room: str, number: int) -> str:
+        """A file as warnings name it, below the queue directory."""
+        return f"{room}/{number % self.queue.split}/{number}"
+
     async def _open_pass(self, channel: Channel, number: int) -> None:
         try:
             info = await self.queue.info(number)
         except (OSError, ValueError):
-            self.log.warning(f"trouble opening {_path('info', number, self._split)}; will try again later")
+            self.log.warning(f"trouble opening {self._path('info', number)}; will try again later")
             channel.give_back(number, self.clock.seconds() + RETRY_AFTER_TROUBLE)
             self._pump()
             return
@@ -281,7 +279,7 @@ class QueueManager(Service):
         try:
             await self.queue.postpone(number, channel, due)
         except OSError:
-            path = _path(channel, number, self._split)
+            path = self._path(channel, number)
             self.log.warning(f"unable to utime {path}; message will be retried too soon")
 
     async def _read(self, channel: Channel, one: Pass) -> None:
@@ -295,10 +293,10 @@ class QueueManager(Service):
                 if one.pending or one.at_end:
                     break
         except OSError:
-            self.log.warning(f"trouble reading {_path(channel.name, one.number, self._split)}; will try again later")
+            self.log.warning(f"trouble reading {self._path(channel.name, one.number)}; will try again later")
             one.at_end = one.left = True
         except ValueError:
-            self.log.warning(f"unknown record type in {_path(channel.name, one.number, self._split)}!")
+            self.log.warning(f"unknown record type in {self._path(channel.name, one.number)}!")
             one.at_end = one.left = True
         finally:
             one.reading = False
@@ -369,7 +367,7 @@ class QueueManager(Service):
         try:
             await self.queue.mark(one.number, channel.name, record.offset)
         except OSError:
-            path = _path(channel.name, one.number, self._split)
+            path = self._path(channel.name, one.number)
             self.log.warning(f"trouble marking {path}; message will be delivered twice!")
 
     async def _end_pass(self, channel: Channel, one: Pass) -> None:
@@ -379,7 +377,7 @@ class QueueManager(Service):
         try:
             await self.queue.finish_channel(one.number, channel.name)
         except OSError:
-            self.log.warning(f"unable to unlink {_path(channel.name, one.number, self._split)}; will try again later")
+            self.log.warning(f"unable to unlink {self._path(channel.name, one.number)}; will try again later")
             channel.add(one.number, self.clock.seconds() + RETRY_AFTER_TROUBLE)
             return
         if one.number in self._both:
@@ -401,7 +399,7 @@ class QueueManager(Service):
         except QueueError as error:
             self.log.warning(f"trouble injecting bounce message, will try later: {error}")
         except (OSError, ValueError) as error:
-            self.log.warning(f"unable to clean up {_path('mess', number, self._split)}; will try again later: {error}")
+            self.log.warning(f"unable to clean up {self._path('mess', number)}; will try again later: {error}")
         else:
             return
         self._later(f"end {number}", RETRY_AFTER_TROUBLE, lambda: self._task(self._end_message(number, logged=logged)))

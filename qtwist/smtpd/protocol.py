@@ -60,7 +60,7 @@ class SMTPProtocol(Protocol):
         self._pumping = False
         self._choked = False  # the client does not take our answers
         self._paused = False  # we do not read from the client
-        self._leaving = False
+        self._leaving = False  # all is said, or the connection is gone
         self._last = 0.0  # when the client gave a sign of life
         self._timeout = 1200
         self._timer: IDelayedCall | None = None
@@ -111,6 +111,7 @@ class SMTPProtocol(Protocol):
         self._pump()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._leaving = True
         self._engine.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -198,7 +199,7 @@ class SMTPProtocol(Protocol):
                 failed(result)
             else:
                 done(result)
-            if not self._engine.closed:
+            if not self._leaving:
                 self._last = self.factory.clock.seconds()
                 self._pump()
 

@@ -107,7 +107,11 @@ class RecipientResult:
 
 @attrs.frozen
 class Finished:
-    """The transaction is over: `reply` to `stage` settled it. At Stage.RCPT no recipient was accepted."""
+    """The transaction is over: `reply` to `stage` settled it.
+
+    At Stage.RCPT no recipient was accepted, or the server closed the session (421). Each RCPT that was answered has
+    had its :class:`RecipientResult` before.
+    """
 
     stage: Stage
     reply: Reply
@@ -158,6 +162,7 @@ class SMTPClient:
         self._line_count = 0
         self._text_size = 0
         self._code = 0
+        self._replies = 0
         self._expected: deque[Stage] = deque((Stage.GREETING,))
         self._extensions: dict[bytes, bytes] = {}
         self._transaction: Transaction | None = None
@@ -185,6 +190,11 @@ class SMTPClient:
     def waiting(self) -> bool:
         """A reply is due."""
         return bool(self._expected)
+
+    @property
+    def replies(self) -> int:
+        """How many complete replies have come: a shell with a clock allows each its time."""
+        return self._replies
 
     @property
     def extensions(self) -> dict[bytes, bytes]:
@@ -293,6 +303,7 @@ class SMTPClient:
         self._reply(events, Reply(code, text))
 
     def _reply(self, events: list[Event], reply: Reply) -> None:
+        self._replies += 1
         if not self._expected:
             self._unexpected(events, reply)
             return
@@ -320,7 +331,7 @@ class SMTPClient:
             self._closed = True  # QUIT was answered, or the server is confused
 
     def _unexpected(self, events: list[Event], reply: Reply) -> None:
-        """A reply that nothing asked for: an early end of a message (too large, shutting down), or of an idle connection."""
+        """A reply that nothing asked for: the server ends a message early (too large) or an idle connection (421)."""
         if self._transaction is not None and reply.code >= 400:
             self._closed = True
             self._settle(events, Finished(Stage.MESSAGE, reply))
@@ -328,7 +339,7 @@ class SMTPClient:
             self._break(events, reply.text.partition(b"\n")[0])
 
     def _transaction_reply(self, events: list[Event], stage: Stage, reply: Reply) -> None:
-        understood = reply.code == 354 if stage in (Stage.DATA,) else reply.positive
+        understood = reply.code == 354 if stage is Stage.DATA else reply.positive
         if not understood and reply.code < 400 and self._verdict is None:
             self._break(events, reply.text.partition(b"\n")[0])
             return

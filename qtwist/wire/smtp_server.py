@@ -204,7 +204,7 @@ class SMTPServer:
 
     def next_event(self) -> Event | None:
         """The next thing that happens. None: more input is needed, a question is open, or all is over (`closed`)."""
-        if not self._connected:
+        if not (self._connected or self.closed):
             self._connected = True
             return self._ask(Connect())
         while self._question is None and not self.closed:

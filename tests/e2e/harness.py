@@ -123,6 +123,8 @@ class Daemon:
         if self.process.poll() is not None:
             self.log.close()
             raise AssertionError(f"twistd ended with {self.process.returncode}:\n{self.log}")
+        # The kernel takes connections before the daemon does; its queue runs from the first status line on (§9.1).
+        self.log.wait(r"status: local \d+/\d+ remote \d+/\d+$")
 
     def exit_code(self) -> int:
         """Wait for the end of the process."""

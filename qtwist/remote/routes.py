@@ -1,0 +1,63 @@
+"""control/smtproutes: which relay takes the mail for a host, if any (spec/qmail.md §15.2, §2.3). Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import attrs
+
+from qtwist.mail.constmap import suffixes
+
+SMTP_PORT = 25
+
+_PORT = re.compile(rb"[0-9]{1,5}")
+
+
+class RouteError(ValueError):
+    """A relay that cannot be understood."""
+
+
+@attrs.frozen
+class Relay:
+    """Where mail goes instead of to the host's mail exchangers.
+
+    `host` is a name or an address, without brackets; empty means that the DNS decides as usual, on `port`.
+    """
+
+    host: bytes
+    port: int = SMTP_PORT
+
+
+def parse_relay(value: bytes) -> Relay:
+    """What stands behind the first colon of a line: ``relay``, ``relay:port``, ``[address]:port``, ``:port``, nothing.
+
+    RouteError for a port that is none, and for a bracket that is not closed.
+    """
+    if value.startswith(b"["):
+        host, bracket, rest = value[1:].partition(b"]")
+        if not bracket or (rest and not rest.startswith(b":")):
+            raise RouteError("a bracket is not closed")
+        # RFC 5321 writes IPv6 addresses as [IPv6:...]; between brackets the prefix says nothing new.
+        if host[:5].lower() == b"ipv6:":
+            host = host[5:]
+        port = rest[1:]
+    else:
+        host, _, port = value.partition(b":")
+    if not port:
+        return Relay(host)
+    if not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
+        raise RouteError("not a port number")
+    return Relay(host, int(port))
+
+
+def find_relay(routes: Mapping[bytes, bytes], host: bytes) -> Relay:
+    """The relay for `host`: its own line, else that of the longest suffix, else the one for everything, else none.
+
+    The first line found counts, even if its relay is empty: that is how a host is taken out of a wider route.
+    """
+    for key in suffixes(host, catch_all=True):
+        value = routes.get(key)
+        if value is not None:
+            return parse_relay(value)
+    return Relay(b"")

@@ -1,0 +1,180 @@
+"""The remote channel's spawner: what qmail-rspawn and qmail-remote do, inside the daemon (spec/qmail.md §11.4, §15)."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from qtwist.control import Control, ControlError
+from qtwist.interfaces import Delivery, IResolver, ISpawner
+from qtwist.mail.address import quote2
+from qtwist.mail.envelope import Report
+from qtwist.remote import reports
+from qtwist.remote.carrier import Carrier, Terms
+from qtwist.remote.client import Message
+from qtwist.remote.hosts import Shuffle
+from qtwist.remote.lookup import find_hosts
+from qtwist.remote.own import OwnAddresses
+from qtwist.remote.pool import Pool
+from qtwist.remote.routes import RouteError, find_relay
+from qtwist.remote.tcpto import TimeoutTable
+from qtwist.wire.smtp_client import Transaction
+
+LIMIT = 255
+"""The most deliveries at once, whatever control/concurrencyremote says (spec/qmail.md §26.9)."""
+
+_FILES = ("helohost", "smtproutes", "timeoutconnect", "timeoutremote")
+
+# Quoting puts a backslash before a line end but leaves it there, and domains are not quoted at all. None of these may
+# reach the wire: they would end the command, or the path in it.
+_UNSAFE_LOCAL = re.compile(rb"[\r\n\0]")
+_UNSAFE_DOMAIN = re.compile(rb"[\x00-\x20\x7f<>]")
+
+
+@attrs.frozen
+class Settings:
+    """What the control files say now."""
+
+    terms: Terms
+    routes: Mapping[bytes, bytes]
+
+
+@implementer(ISpawner)
+class RemoteSpawner:
+    """Delivers by SMTP, over connections that it keeps for a few seconds.
+
+    `queue_path` is where lock/tcpto lies, which is cleared. control/concurrencyremote is read once, helohost,
+    smtproutes, timeoutconnect and timeoutremote for each delivery. `clock` measures timeouts, by default the reactor;
+    `own` knows this machine's addresses; `now` is in seconds since the epoch.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        control: Control,
+        resolver: IResolver,
+        reactor: Any,
+        queue_path: str,
+        *,
+        clock: IReactorTime | None = None,
+        own: OwnAddresses | None = None,
+        shuffle: Shuffle = random.shuffle,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.limit = min(max(control.integer("concurrencyremote"), 1), LIMIT)
+        timer = reactor if clock is None else clock
+        table = TimeoutTable(os.path.join(queue_path, "lock", "tcpto"), now)
+        table.clear()
+        self._control = control
+        self._resolver = resolver
+        self._own = OwnAddresses() if own is None else own
+        self._shuffle = shuffle
+        self._pool = Pool(timer)
+        self._carrier = Carrier(reactor, timer, table, self._pool)
+        self._settings: Settings | None = None
+        self._stamps: tuple[object, ...] = ()
+        self._running = 0
+        self._waiting: list[Deferred[None]] = []
+        self._stopping = False
+
+    def deliver(self, delivery: Delivery) -> Deferred[Report]:
+        """As ISpawner says; the descriptor is closed in any case."""
+        if self._stopping or self._running >= self.limit:
+            os.close(delivery.fd)
+            return succeed(reports.STOPPING if self._stopping else reports.BUSY)
+        return Deferred.fromCoroutine(self._run(delivery))
+
+    def stop(self) -> Deferred[None]:
+        """As ISpawner says. A running delivery may take as long as its server and the timeouts allow."""
+        self._stopping = True
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if self._running:
+            ended: Deferred[None] = Deferred()
+            self._waiting.append(ended)
+            await ended
+        await self._pool.close()
+
+    async def _run(self, delivery: Delivery) -> Report:
+        self._running += 1
+        try:
+            return await self._deliver(delivery)
+        except ControlError as error:
+            return Report.deferral(b"%b (#4.3.0)\n" % str(error).encode("utf-8", "surrogateescape"))
+        except Exception:
+            # Whatever it is, it says nothing against the recipient: try again, and let the log tell.
+            self._log.failure("remote delivery of message {number} failed", number=delivery.number)
+            return reports.NO_RESOURCES
+        finally:
+            os.close(delivery.fd)
+            self._running -= 1
+            if not self._running:
+                waiting, self._waiting = self._waiting, []
+                for ended in waiting:
+                    ended.callback(None)
+
+    async def _deliver(self, delivery: Delivery) -> Report:
+        _, at, host = delivery.recipient.rpartition(b"@")
+        if not at:
+            return reports.NO_HOST_PART
+        if not _can_be_sent(delivery.recipient):
+            return reports.BAD_RECIPIENT
+        if not _can_be_sent(delivery.sender):
+            return reports.BAD_SENDER
+        settings = self._read_settings()
+        try:
+            relay = find_relay(settings.routes, host)
+        except RouteError:
+            return reports.unusable_route(host)
+        try:
+            message = Message.read(delivery.fd)
+        except OSError:
+            return reports.UNREADABLE
+        hosts = await find_hosts(self._resolver, host, relay, self._own.get, self._shuffle)
+        if isinstance(hosts, Report):
+            return hosts
+        transaction = Transaction(
+            _as_path(delivery.sender), (_as_path(delivery.recipient),), message.size, message.eight_bit
+        )
+        return await self._carrier.carry(transaction, message, hosts, relay.port, settings.terms)
+
+    def _read_settings(self) -> Settings:
+        """The control files, read again when one of them is not what it was. ControlError when they are of no use."""
+        stamps = tuple(self._control.stamp(name) for name in _FILES)
+        if self._settings is None or stamps != self._stamps:
+            helohost = self._control.line("helohost")
+            if not helohost or _UNSAFE_DOMAIN.search(helohost):
+                found = "nothing" if helohost is None else "something else"
+                raise ControlError(self._control.path("helohost"), None, found, "the name of this host")
+            terms = Terms(
+                helohost,
+                max(self._control.integer("timeoutconnect"), 1),
+                max(self._control.integer("timeoutremote"), 1),
+            )
+            self._settings = Settings(terms, self._control.map("smtproutes") or {})
+            self._stamps = stamps
+        return self._settings
+
+
+def _can_be_sent(address: bytes) -> bool:
+    local, at, domain = address.rpartition(b"@")
+    if not at:
+        return not _UNSAFE_DOMAIN.search(address)
+    return not (_UNSAFE_LOCAL.search(local) or _UNSAFE_DOMAIN.search(domain))
+
+
+def _as_path(address: bytes) -> bytes:
+    """The address as it stands between angle brackets; one without a host goes as it is (§15.2)."""
+    return quote2(address) if b"@" in address else address
