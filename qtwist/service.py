@@ -11,8 +11,9 @@ from twisted.application.service import MultiService
 from twisted.logger import Logger
 
 from qtwist.control import ControlError
-from qtwist.home import Home, SendService, StartError
+from qtwist.home import Home
 from qtwist.options import Options
+from qtwist.roles import SendService, StartError
 
 __all__ = ["Options", "RootService", "makeService"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -70,8 +71,12 @@ class CountingDisk(WatchedDisk):
 
 
 def descriptors() -> set[str]:
-    """The descriptors that this process has open."""
-    return set(os.listdir("/proc/self/fd"))
+    """The descriptors that this process has open, with what they are of."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(f"{fd} {os.readlink('/proc/self/fd/' + fd)}")
+    return found
 
 
 def read(path: str) -> bytes:

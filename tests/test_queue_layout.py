@@ -112,5 +112,5 @@ class NameTests(SynchronousTestCase):
     def test_numbers(self) -> None:
         """§9.4: what is not purely decimal is ignored."""
         self.assertEqual(message_number("1234"), 1234)
-        for name in ("", "12a", ".", "..", "-1", "+1", " 1", "1_0", "١", "²", "9" * 21):
+        for name in ("", "12a", ".", "..", "-1", "+1", " 1", "1_0", "\u0661", "\xb2", "9" * 21):
             self.assertIsNone(message_number(name))

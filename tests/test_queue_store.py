@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.files.disk import RealDisk
 from qtwist.interfaces import MessageInfo, QueuedMessage, RecipientRecord
-from qtwist.queue.layout import PRIVATE_MODE, DEFAULT_SPLIT
+from qtwist.queue.layout import DEFAULT_SPLIT, PRIVATE_MODE
 from qtwist.queue.store import OSSIFIED, Scan, Store
 from tests.queue_tools import Trouble, WatchedDisk, descriptors, files_of, make_queue, put_message, read, write
 

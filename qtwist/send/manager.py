@@ -271,8 +271,10 @@ class QueueManager(Service):
             self._pump()
             return
         one = channel.begin(number, info.sender, info.birth, self.clock.seconds(), self.settings.lifetime)
-        # On disk before anybody is dialled: a crash in the middle of this try must not bring the next one forward.
-        await self._postpone(number, channel.name, one.retry)
+        if channel.name == "remote":
+            # On disk before anybody is dialled: a crash in the middle must not make us dial again too soon. Local mail
+            # bothers nobody by coming soon after a crash.
+            await self._postpone(number, channel.name, one.retry)
         await self._read(channel, one)
 
     async def _postpone(self, number: int, channel: str, due: float) -> None:
@@ -372,7 +374,10 @@ class QueueManager(Service):
 
     async def _end_pass(self, channel: Channel, one: Pass) -> None:
         if one.left:
+            if channel.name == "local":
+                await self._postpone(one.number, channel.name, one.retry)
             channel.add(one.number, one.retry)
+            self._pump()
             return
         try:
             await self.queue.finish_channel(one.number, channel.name)

@@ -1,0 +1,150 @@
+"""The roles as services: SMTP ports, and the queue manager with all that it needs to run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+from twisted.python.failure import Failure
+
+from qtwist.control import ControlError, Listener
+from qtwist.interfaces import ISpawner
+from qtwist.local.spawn import LocalSpawner
+from qtwist.remote.spawn import RemoteSpawner
+from qtwist.send.log import LogFile, SendLog
+from qtwist.send.manager import QueueManager
+from qtwist.smtpd.factory import SMTPFactory
+
+if TYPE_CHECKING:
+    from qtwist.home import Home
+
+
+class StartError(Exception):
+    """Why a service cannot start, in one line for the administrator."""
+
+
+class SMTPService(Service):
+    """Ports with an SMTP factory behind them.
+
+    Ports are opened while the process still has the right to (privilegedStartService). A stop closes them, lets
+    messages that are coming in end, and sends everybody else away with 421.
+    """
+
+    def __init__(self, home: Home, factory: SMTPFactory, listeners: Sequence[Listener]) -> None:
+        self.home = home
+        self.factory = factory
+        self.ports: list[IListeningPort] = []
+        self._listeners = listeners
+
+    def privilegedStartService(self) -> None:
+        super().privilegedStartService()
+        self._listen()
+
+    def startService(self) -> None:
+        super().startService()
+        self.home.use_queue()
+        self._listen()
+
+    def _listen(self) -> None:
+        """Open the ports, once. ControlError or StartError when one cannot be opened."""
+        if self.ports:
+            return
+        path = self.home.control.path("listen")
+        for listener in self._listeners:
+            try:
+                endpoint = serverFromString(self.home.reactor, listener.endpoint)
+            except (ValueError, TypeError, KeyError, LookupError) as error:
+                raise ControlError(
+                    path, listener.line, f"{listener.endpoint!r} ({error})", "an endpoint such as tcp:25"
+                ) from error
+            failures: list[Failure] = []
+            endpoint.listen(self.factory).addCallbacks(self._opened, failures.append)
+            if failures:
+                reason = failures[0].value
+                cause = reason.socketError if isinstance(reason, CannotListenError) else reason
+                text = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(cause)
+                raise StartError(f"{path}, line {listener.line}: cannot listen on {listener.endpoint}: {text}")
+
+    def _opened(self, port: IListeningPort) -> None:
+        self.ports.append(port)
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        ports, self.ports = self.ports, []
+        await gatherResults([maybeDeferred(port.stopListening) for port in ports])
+        await self.factory.drain()
+        await maybeDeferred(self.home.leave_queue)
+
+
+class SendService(Service):
+    """The queue manager with its spawners and its log.
+
+    They are made when the service starts, when the process has its final account.
+    """
+
+    manager: QueueManager
+
+    def __init__(self, home: Home, local: ISpawner | None, remote: ISpawner | None) -> None:
+        self.home = home
+        self._local = local
+        self._remote = remote
+
+    def startService(self) -> None:
+        """StartError when another queue manager runs on this queue, or a file that is needed cannot be opened."""
+        home = self.home
+        settings = home.send_settings()
+        try:
+            if home.maillog is not None:
+                os.makedirs(os.path.dirname(home.maillog), exist_ok=True)
+            self.log_file = LogFile(home.maillog)
+        except OSError as error:
+            raise StartError(f"{home.maillog}: {error.strerror}, expected a log file to append to") from error
+        self.spawners: dict[str, ISpawner] = {
+            "local": self._local or LocalSpawner(home.path, home.control, home.queue, home.disk, home.reactor),
+            "remote": self._remote or RemoteSpawner(home.control, home.resolver, home.reactor, home.queue_path),
+        }
+        home.use_queue()
+        self.manager = QueueManager(
+            home.queue, self.spawners, settings, SendLog(self.log_file.write), home.reactor, home.rewriter
+        )
+        try:
+            self.manager.startService()
+        except BlockingIOError:
+            lock = os.path.join(home.queue_path, "lock", "sendmutex")
+            raise StartError(f"{lock}: locked, another qtwist or qmail-send is running on this queue") from None
+        except OSError as error:
+            raise StartError(
+                f"{error.filename or home.queue_path}: {error.strerror}, expected the queue's lock"
+            ) from error
+        super().startService()
+
+    def reread(self) -> None:
+        """HUP: locals and virtualdomains again, and the log file by its name."""
+        self.manager.reread()
+        try:
+            self.log_file.reopen()
+        except OSError as error:
+            self.manager.log.alert(f"unable to reopen {self.home.maillog}: {error.strerror}")
+
+    def retry_all(self) -> None:
+        """ALRM: every queued message is due now."""
+        self.manager.retry_all()
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await self.manager.stopService()
+        await gatherResults([spawner.stop() for spawner in self.spawners.values()])
+        await maybeDeferred(self.home.leave_queue)
+        self.log_file.close()
