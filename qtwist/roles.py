@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from qtwist.home import Home
 
 
+#: How long clients may take to end a message that is coming in, once we want to stop (seconds).
+STOP_PATIENCE = 30
+
+
 class StartError(Exception):
     """Why a service cannot start, in one line for the administrator."""
 
@@ -81,7 +85,11 @@ class SMTPService(Service):
     async def _stop(self) -> None:
         ports, self.ports = self.ports, []
         await gatherResults([maybeDeferred(port.stopListening) for port in ports])
-        await self.factory.drain()
+        drained = self.factory.drain()
+        patience = self.home.reactor.callLater(STOP_PATIENCE, self.factory.abort)
+        await drained
+        if patience.active():
+            patience.cancel()
         await maybeDeferred(self.home.leave_queue)
 
 

@@ -44,7 +44,7 @@ BEHAVIOURS = {
     "wrong-id": "reply with another id only",
     "wrong-question": "reply to another question only",
     "forged": "first a reply from another port with the address 203.0.113.66, then the true one",
-    "garbage": "a header with the right id and random octets",
+    "garbage": "the right id and question, and then no records but rubbish",
     "short": "the last four octets of the reply are missing",
     "upper-case": "the question comes back in upper case",
     "referral": "an empty reply without RA and AA, as from a server that does not know the name",
@@ -215,7 +215,7 @@ class DNSServer:
         reply.queries = [asked]
         reply.authenticData = int("authenticated" in behaviours)
         if "garbage" in behaviours:
-            return reply.toStr()[:4] + b"\xff" * 40
+            return reply.toStr()[:6] + b"\xff" * 2 + reply.toStr()[8:] + b"\xff" * 40
         if "wrong-id" in behaviours:
             reply.id ^= 0x5555
         if "wrong-question" in behaviours:

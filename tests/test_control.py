@@ -45,7 +45,7 @@ TABLE = {
     "timeoutremote": ("int", 1200, False),
     "timeoutsmtpd": ("int", 1200, False),
     "virtualdomains": ("colon list", None, False),
-    "concurrencyincoming": ("int", 40, False),
+    "concurrencyincoming": ("int", 400, False),
     "defaultdelivery": ("text", b"./Maildir/", False),
     "dnsservers": ("list", None, False),
     "listen": ("list", None, False),

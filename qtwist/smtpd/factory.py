@@ -58,13 +58,17 @@ class SMTPFactory(Factory):
         self.queue = queue
         self.clock = clock
         self.now = now
-        self.origin = Origin.network(os.getuid())
         self.settings: Watched[Settings] = Watched(control, FILES, lambda: read_settings(control))
         chain = self.chain(policies)
         self.hooks = {name: hooks(chain, name) for name in HOOKS}
         self.connections: set[SMTPProtocol] = set()
         self.draining = False
         self._drained: list[Deferred[None]] = []
+
+    @property
+    def origin(self) -> Origin:
+        """What the queue is told of a message's origin; made when it is needed, for privileges may be shed after us."""
+        return Origin.network(os.getuid())
 
     def chain(self, policies: Sequence[Policy]) -> list[Policy]:
         """All policies in the order in which they are asked, `policies` being those given to the factory.
@@ -122,6 +126,11 @@ class SMTPFactory(Factory):
         drained: Deferred[None] = Deferred()
         self._drained.append(drained)
         return drained
+
+    def abort(self) -> None:
+        """End all connections now; what was not answered yet is not accepted."""
+        for connection in list(self.connections):
+            connection.abort()
 
     def connection_lost(self, connection: SMTPProtocol) -> None:
         """Called by each connection at its end."""

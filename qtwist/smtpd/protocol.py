@@ -144,6 +144,11 @@ class SMTPProtocol(Protocol):
                 self._waiting.cancel()
             self._pump()
 
+    def abort(self) -> None:
+        """End the connection at once."""
+        transport: Any = self.transport
+        transport.abortConnection()
+
     # The pump
 
     def _pump(self) -> None:
