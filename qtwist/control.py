@@ -334,7 +334,7 @@ _TABLE = (
         _SMTPD,
         "connection",
         "most SMTP connections at once",
-        40,
+        400,
         check=checks.number(1),
     ),
     ControlFile(
@@ -444,7 +444,14 @@ _TABLE = (
     ControlFile(
         "queuelifetime", INTEGER, _SEND, "start", "seconds until a message is given up", 604800, check=checks.number(0)
     ),
-    ControlFile("rcpthosts", LIST, _QUEUED, "connection", "domains that mail is taken for", check=checks.domain),
+    ControlFile(
+        "rcpthosts",
+        LIST,
+        _QUEUED,
+        "connection",
+        "domains that mail is taken for; by default those delivered here",
+        check=checks.domain,
+    ),
     ControlFile(
         "relayclients",
         LIST,

@@ -174,6 +174,14 @@ class Messages(SynchronousTestCase):
         self.assertEqual(reply.rcode_name, "FORMERR")
         self.assertIsNone(decode_reply(b"\0\7\x80\x02" + bytes(8), QUESTION, 7))
 
+    def test_other_classes(self) -> None:
+        """Records of another class than IN do not count, in no section."""
+        record, soa = mx_records()[0], rr(b"test", dns.Record_SOA(b"ns.test", b"root.test", minimum=60), 3600)
+        record.cls = soa.cls = dns.CH
+        reply = decode_reply(wire_reply(answers=(record,), authority=(soa,)), QUESTION, 7)
+        assert reply is not None
+        self.assertEqual((reply.answers, reply.negative_ttl), ((), None))
+
     def test_cut_off(self) -> None:
         """No prefix of a reply passes for a shorter reply."""
         good = wire_reply(answers=mx_records(), authority=(SOA,))
@@ -303,6 +311,9 @@ class Conclusions(SynchronousTestCase):
         self.assertEqual(
             conclude(reply(*chain, rcode=message.NXDOMAIN, negative_ttl=10), self.question),
             Answer("nxdomain", (), False, 10),
+        )
+        self.assertEqual(
+            conclude(reply(*chain, rcode=message.NXDOMAIN), self.question), Answer("nxdomain", (), False, 0)
         )
 
     def test_incomplete(self) -> None:
@@ -533,6 +544,15 @@ class Stub(SynchronousTestCase):
         self.udp.calls.clear()
         stub.lookup(b"c.test", message.A)
         self.assertEqual(self.udp.last.server, ONE)
+
+    def test_a_server_that_answers_again_is_not_silent(self) -> None:
+        stub = self.stub(ONE, TWO)
+        stub.lookup(b"a.test", message.A)
+        self.clock.pump([1, 1, 3])
+        self.assertEqual(self.udp.last.server, TWO)
+        self.udp.last.answer(rcode=message.NXDOMAIN)
+        stub.lookup(b"b.test", message.A)
+        self.assertEqual(self.udp.last.server, TWO)
 
     def test_referral_is_not_an_answer(self) -> None:
         d = self.stub().lookup(b"a.test", message.A)

@@ -213,6 +213,15 @@ class Loopback(TestCase):
         answer = await self.quick(gone, await self.serve(), schedule=(15,)).mx(b"example.test")
         self.assertEqual(answer.status, "ok")
 
+    async def test_no_way_to_the_server(self) -> None:
+        """An error of the socket calls is a failure of that server, and the socket is closed."""
+        before = descriptors()
+        stub = StubResolver(
+            fixed((Server("255.255.255.255"),)), reactor, exchange.udp(reactor), exchange.tcp(reactor), schedule=(15,)
+        )
+        await self.fails(stub.lookup(b"example.test", 1), "DNS server 255.255.255.255: Permission denied")
+        self.assertEqual(descriptors(), before)
+
     async def test_ipv6(self) -> None:
         try:
             with socket.socket(socket.AF_INET6) as probe:

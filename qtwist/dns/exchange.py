@@ -119,7 +119,6 @@ class _TCPExchange(Int16StringReceiver):
         self.sendString(self.factory.wire)
 
     def stringReceived(self, string: bytes) -> None:
-        self.pauseProducing()  # one reply is all; the codec would go on with what follows in the same read
         try:
             reply = self.factory.accept(string)
         except MalformedReply as error:

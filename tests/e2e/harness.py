@@ -209,6 +209,10 @@ class DaemonCase(SynchronousTestCase):
         mess = os.path.join(self.home, "queue", "mess")
         return [name for split in os.listdir(mess) for name in os.listdir(os.path.join(mess, split))]
 
+    def wait_empty_queue(self) -> None:
+        """The log's ``end msg`` may come before the last file of a message is gone."""
+        wait_until("an empty queue", lambda: not self.queued())
+
     # --- the daemon and those who talk to it ---
 
     def start(self) -> Daemon:

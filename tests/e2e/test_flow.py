@@ -33,7 +33,7 @@ class LocalTests(DaemonCase):
         self.assertRegex(lines[3], rb"^Received: from ")
         self.assertIn("eight bits: ä".encode(), message)
         self.assertNotIn(b"\r", message)
-        self.assertEqual(self.queued(), [])
+        self.wait_empty_queue()
         self.assertEqual(daemon.stop(), 0)
 
     def test_log_lines(self) -> None:
@@ -93,7 +93,7 @@ class LocalTests(DaemonCase):
         messages = self.maildir()
         self.assertEqual(len(messages), 100)
         self.assertTrue(all(len(message) > 5000 for message in messages))
-        self.assertEqual(self.queued(), [])
+        self.wait_empty_queue()
 
     def test_aliases(self) -> None:
         """§24: the required aliases reach the first mailbox."""
@@ -129,7 +129,7 @@ class RelayTests(DaemonCase):
         self.assertIn(f"X-Mail-Args: <{self.address}>", arrived)
         self.assertIn("X-Rcpt-Args: <someone@elsewhere.test>", arrived)
         self.assertIn(body, arrived)
-        self.assertEqual(self.queued(), [])
+        self.wait_empty_queue()
 
     def test_refusal_elsewhere_bounces(self) -> None:
         """§15.4, §9.11: what the other host refuses for good comes back to the sender."""
@@ -159,7 +159,7 @@ class CrashTests(DaemonCase):
         second = self.start()
         second.log.wait(END, 20)
         self.assertEqual(marks(self.maildir()), list(range(20)))
-        self.assertEqual(self.queued(), [])
+        self.wait_empty_queue()
 
     def test_killed_while_mail_comes_in(self) -> None:
         first = self.start()
