@@ -215,6 +215,12 @@ class Control:
                 errors.insert(0, ControlError(path, None, "nothing", expected))
         return errors
 
+    def ensure(self, *names: str) -> None:
+        """ControlError when one of these files is wrong: for a daemon that rereads them and would keep what it has."""
+        for name in names:
+            for error in self._check_file(CONTROL_FILES[name]):
+                raise error
+
     def _check_file(self, entry: ControlFile) -> Iterable[ControlError]:
         path = self.path(entry.name)
         if entry.kind == CDB_FILE:

@@ -29,7 +29,7 @@ from qtwist.mail.constmap import ConstantMap
 from qtwist.mail.rewriting import Rewriter
 from qtwist.policy import Policy
 from qtwist.queue.files import FileQueue
-from qtwist.queue.layout import LayoutError
+from qtwist.queue.layout import LayoutError, check_access
 from qtwist.roles import SendService, SMTPService, StartError
 from qtwist.send.bounces import BounceSettings
 from qtwist.send.manager import SendSettings
@@ -92,8 +92,17 @@ class Home:
                     f"one that this version serves: {', '.join(SERVED)}",
                 )
         self.send_settings()
-        assert self.queue
+        self.check_queue()
         self.check_lock()
+
+    def check_queue(self) -> None:
+        """StartError when queue/ is no queue, or not one that this process may work on."""
+        queue = self.queue
+        if isinstance(queue, FileQueue):
+            try:
+                check_access(queue.layout)
+            except LayoutError as error:
+                raise StartError(str(error)) from error
 
     def check_lock(self) -> None:
         """StartError when another queue manager is running. The lock itself is taken at the start."""
@@ -146,7 +155,8 @@ class Home:
         return stopped
 
     def rewriter(self) -> Rewriter:
-        """The rules for envelope recipients as control files have them now. ControlError when one cannot be read."""
+        """The rules for envelope recipients as control files have them now. ControlError when one of them is wrong."""
+        self.control.ensure("envnoathost", "locals", "percenthack", "virtualdomains")
         locals_ = self.control.map("locals")
         if locals_ is None:
             raise ControlError(self.control.path("locals"), None, "nothing, and no control/me", "the local domains")

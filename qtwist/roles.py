@@ -110,6 +110,7 @@ class SendService(Service):
         """StartError when another queue manager runs on this queue, or a file that is needed cannot be opened."""
         home = self.home
         settings = home.send_settings()
+        home.check_queue()  # now that this is the account that will work on it
         try:
             if home.maillog is not None:
                 os.makedirs(os.path.dirname(home.maillog), exist_ok=True)

@@ -65,7 +65,8 @@ class RootService(MultiService):
         # Modes of queue files and mailboxes are given where they are made; this takes nothing away from them.
         os.umask(0o022)
         self._start(super().startService)
-        # Not before: a reactor that starts installs handlers of its own.
+        self._handle_signals()
+        # Once more, as a reactor that starts installs handlers of its own.
         self.home.reactor.callWhenRunning(self._handle_signals)
 
     def _start(self, start: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""An SMTP server on loopback for tests: it answers each command with what its script says, and writes down all it hears."""
+"""An SMTP server on loopback for tests: its script says what it answers, and it writes down all it hears."""
 
 from __future__ import annotations
 
@@ -91,6 +91,17 @@ class Session(Protocol):
         self._commands: list[bytes] = []
         self._buffer = b""
         self._in_message = False
+        self._silent = False
+
+    def say(self, reply: bytes) -> None:
+        """Give a reply that the script held back, and go on with the script."""
+        self._silent = False
+        self.transport.write(reply + b"\r\n")
+        if reply.startswith(b"354"):
+            self._in_message = True
+        if reply.startswith((b"421", b"221")):
+            self._silent = True
+            self.transport.loseConnection()
 
     def connectionMade(self) -> None:
         self._server.open.append(self)
@@ -99,7 +110,7 @@ class Session(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         self._buffer += data
-        while self._in_message or b"\r\n" in self._buffer:
+        while not self._silent and (self._in_message or b"\r\n" in self._buffer):
             if self._in_message:
                 end = 3 if self._buffer.startswith(b".\r\n") else self._buffer.find(b"\r\n.\r\n") + 5
                 if end == 4:
@@ -118,12 +129,11 @@ class Session(Protocol):
 
     def _answer(self, step: str) -> None:
         reply = self._server.next_reply(step)
-        if reply == CLOSE and reply is not HANG:
+        if reply is HANG:
+            self._silent = True
+        elif reply == CLOSE:
+            self._silent = True
             self.transport.loseConnection()
-        elif reply is not HANG:
-            self.transport.write(reply + b"\r\n")
-            if step == "DATA" and reply.startswith(b"354"):
-                self._in_message = True
-            if step == "QUIT" or reply.startswith(b"421"):
-                self.transport.loseConnection()
+        else:
+            self.say(reply)
         self._server.tell(step)

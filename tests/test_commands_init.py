@@ -101,6 +101,7 @@ class CommandCase(SynchronousTestCase):
             capture_output=True,
             text=True,
             timeout=60,
+            umask=0o077,  # as careful people have it; the daemon's files must not depend on it
         )
         self.assertEqual(done.returncode, code, done.stdout + done.stderr)
         self.assertNotIn("Traceback", done.stderr)
@@ -169,6 +170,13 @@ class InitTests(CommandCase):
             if not stat.S_ISFIFO(mode):
                 self.assertEqual(mode & 0o022, 0, name)
         self.assertEqual(os.stat(self.home).st_uid, self.account.uid)
+        for name, mode in (
+            (".", 0o755),
+            ("control", 0o755),
+            ("control/me", 0o644),
+            (f"mail/{self.account.name}", 0o700),
+        ):
+            self.assertEqual(stat.S_IMODE(os.stat(os.path.join(self.home, name)).st_mode), mode, name)
 
     def test_mailbox_is_found(self) -> None:
         """§12.1: users/cdb knows the user and the extensions."""

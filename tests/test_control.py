@@ -335,6 +335,15 @@ class CheckTests(ControlTestCase):
             else:
                 self.remove(name)
 
+    def test_ensure(self) -> None:
+        """What is reread must be right as a whole; other files do not matter to it."""
+        self.write("locals", b"x.test\n")
+        self.write("rcpthosts", b"a b\n")
+        self.control.ensure("locals", "virtualdomains")
+        self.write("virtualdomains", b"x.test:joe\ny.test\n")
+        error = self.assertRaises(ControlError, self.control.ensure, "locals", "virtualdomains")
+        self.assertEqual((error.path, error.line), (self.control.path("virtualdomains"), 2))
+
     def test_whole_text(self) -> None:
         for text in (b"", b" \n", b"./Maildir/\r\n", b"./Mail\0dir/\n"):
             self.write("defaultdelivery", text)

@@ -35,6 +35,11 @@ class CDBTests(SynchronousTestCase):
         for key, expected in [(b"", 5381), (b"a", 177604), (b"127.", 2085881567), (b"joe@example.com", 3012654722)]:
             self.assertEqual(cdb_hash(key), expected)
 
+    def test_fifo(self) -> None:
+        """Opening does not wait for a writer that never comes."""
+        os.mkfifo(self.path)
+        self.assertIn("not a regular file", str(self.assertRaises(CDBError, CDB, self.path)))
+
     @given(st.binary(max_size=30))
     def test_prefix_hashes(self, key: bytes) -> None:
         self.assertEqual(prefix_hashes(key), [cdb_hash(key[:size]) for size in range(len(key) + 1)])

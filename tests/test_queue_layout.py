@@ -9,8 +9,9 @@ import stat
 from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.files.disk import RealDisk
-from qtwist.queue.layout import Layout, LayoutError, create_queue, message_number, open_layout
+from qtwist.queue.layout import Layout, LayoutError, check_access, create_queue, message_number, open_layout
 from tests.queue_tools import CountingDisk, make_queue, read
+from tests.unprivileged import as_user, folder
 
 
 class CreateTests(SynchronousTestCase):
@@ -97,6 +98,39 @@ class OpenTests(SynchronousTestCase):
         self.assertIn("no numbered subdirectories", self.complaint(layout))
         os.mkdir(layout.room("mess", 99999999))
         self.assertIn("no subdirectory", self.complaint(layout))
+
+
+class AccessTests(SynchronousTestCase):
+    """Issue 2, item 1: whoever cannot work on the queue is told so at the start, in one line."""
+
+    def setUp(self) -> None:
+        home = os.fsdecode(folder(self))
+        self.layout = as_user(lambda: create_queue(home + "/queue"))
+
+    def complaint(self) -> str:
+        def check() -> str:
+            try:
+                check_access(open_layout(self.layout.directory, RealDisk()))
+            except LayoutError as error:
+                return str(error)
+            return ""
+
+        return as_user(check)
+
+    def test_ours(self) -> None:
+        self.assertEqual(self.complaint(), "")
+
+    def test_not_writable(self) -> None:
+        for room in ("pid", "intd", "todo", "bounce", "lock", "mess/3", "info/0", "local/22", "remote/1"):
+            path = f"{self.layout.directory}/{room}"
+            os.chmod(path, 0o500)
+            self.assertIn(f"{path}: user id ", self.complaint())
+            os.chmod(path, 0o700)
+
+    def test_not_readable(self) -> None:
+        """A queue that notqmail's accounts own, where others may enter but not look."""
+        os.chmod(self.layout.room("mess"), 0o100)
+        self.assertIn(f"{self.layout.room('mess')}: Permission denied", self.complaint())
 
 
 class NameTests(SynchronousTestCase):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from struct import Struct, pack
 
@@ -45,8 +46,11 @@ class CDB:
     def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self._data: bytes | mmap.mmap = b""
-        with open(self.path, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
+        with open(self.path, "rb", buffering=0, opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise self._damaged("not a regular file")
+            size = status.st_size
             self._data = file.read() if size <= _READ_WHOLE else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if len(self._data) < _HEADER_SIZE:
             self.close()
@@ -121,6 +125,11 @@ class CDB:
 
     def _damaged(self, why: str) -> CDBError:
         return CDBError(f"{os.fsdecode(self.path)} is no proper cdb: {why}")
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    # A FIFO of that name would stop the daemon.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def write_cdb(path: str, records: Iterable[tuple[bytes, bytes]], temporary: str | None = None) -> None:

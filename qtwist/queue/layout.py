@@ -95,6 +95,17 @@ def open_layout(directory: str, disk: Disk) -> Layout:
     return Layout(directory, split)
 
 
+def check_access(layout: Layout) -> None:
+    """LayoutError when this process may not list, enter and change each directory of the queue, or the disk is
+    read-only: a queue manager that cannot remove what it has delivered would deliver it for ever."""
+    parts = [layout.room(room, part) for room in _SPLIT for part in range(layout.split)]
+    for path in (*map(layout.room, _FLAT), *parts):
+        if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+            problem = "is on a read-only disk" if read_only else f"user id {os.geteuid()} may not read and write it"
+            raise LayoutError(path, f"{problem}; expected a queue to work on")
+
+
 def create_queue(directory: str, disk: Disk | None = None, split: int = DEFAULT_SPLIT) -> Layout:
     """Make an empty queue (§1.4), durably; what exists of it already stays as it is.
 
@@ -138,7 +149,11 @@ def _make_file(disk: Disk, path: str, mode: int, contents: bytes) -> None:
 
 
 def _detect_split(disk: Disk, mess: str) -> int:
-    parts = {number for number in map(message_number, disk.list_directory(mess)) if number is not None}
+    try:
+        names = disk.list_directory(mess)
+    except OSError as error:
+        raise LayoutError(mess, f"{error.strerror}; expected a directory that can be read") from error
+    parts = {number for number in map(message_number, names) if number is not None}
     if not parts:
         raise LayoutError(mess, "has no numbered subdirectories; expected 0, 1, 2, ...")
     missing = set(range(max(parts) + 1)) - parts if max(parts) < 100_000 else {max(parts) - 1}

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as ConnectTimeout
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.interfaces import IDelayedCall, IPullProducer, IReactorTime
 from twisted.internet.protocol import Factory, Protocol
@@ -31,8 +32,9 @@ from qtwist.wire.smtp_client import (
 BLOCK = 65536
 """Octets that are read from a message at a time, in the reactor: the page cache has what was just queued."""
 
-QUIT_WAIT = 5
-"""Seconds that a server has to answer QUIT, or to take what was sent, before the connection is cut."""
+COURTESY_WAIT = 5
+"""Seconds that a server has to answer when no delivery waits for it any more: to RSET, to QUIT, or to take the last
+bytes. Then the connection is cut."""
 
 
 @attrs.frozen
@@ -137,7 +139,7 @@ class Connection(Protocol):
         if self._engine.idle:
             self._engine.quit()
             self._flush()
-            self._start_timer(QUIT_WAIT)
+            self._start_timer(COURTESY_WAIT)
         else:
             self._close()
 
@@ -190,14 +192,16 @@ class Connection(Protocol):
         for event in events:
             if isinstance(event, RecipientResult):
                 self._recipients.append(event)
-            elif isinstance(event, NeedBody):
-                self._begin_body()
             elif isinstance(event, Ready):
                 ready = True
+            elif isinstance(event, NeedBody):
+                pass  # the server may have changed its mind already: see below
             elif self._result is not None and not isinstance(event, Refused):
                 outcome = Outcome(event, tuple(self._recipients), self._waited)
             elif not isinstance(event, (Finished, TooLarge)):
                 trouble = Trouble(event, self._waited)
+        if self._engine.wants_body and not self._producing:
+            self._begin_body()
         self._flush()
         if self._engine.closed:
             self._close()
@@ -209,6 +213,8 @@ class Connection(Protocol):
             self._stop_producing()
             self._message = None
             result, self._result = self._result, None
+            if self._engine.waiting:
+                self._start_timer(COURTESY_WAIT)
         if ready and self._engine.idle:
             self._stop_timer()
             if self.transactions:
@@ -224,7 +230,7 @@ class Connection(Protocol):
         self._offset = len(message.head)
         self._start_timer(self.timeout)
         self._body(message, message.head)
-        if self._offset < message.size and not self._producing:
+        if self._offset < message.size:
             self._producing = True
             self.transport.registerProducer(self, False)
 
@@ -256,10 +262,10 @@ class Connection(Protocol):
         """Close for good. Within a message there is nothing left to say: the server must not wait for its end."""
         if self._producing:
             self._stop_producing()
-            self.transport.abortConnection()
+            self.transport.loseConnection()
         else:
             self.transport.loseConnection()
-            self._start_timer(QUIT_WAIT)
+            self._start_timer(COURTESY_WAIT)
 
     # The clock.
 
@@ -287,9 +293,13 @@ class Connection(Protocol):
 def connect(
     reactor: Any, clock: IReactorTime, address: str, port: int, seconds: float, connection: Connection
 ) -> Deferred[Any]:
-    """Connect `connection`; errbacks with the error of the system, or twisted.internet.defer.TimeoutError."""
+    """Connect `connection`; errbacks with the error of the system, or a ConnectTimeout after `seconds`."""
     endpoint: Any = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
     factory: Any = Factory.forProtocol(lambda: connection)
     factory.noisy = False  # a log line for each connection says nothing
     connecting: Deferred[Any] = endpoint(reactor, address, port, timeout=None).connect(factory)
-    return connecting.addTimeout(seconds, clock)
+    return connecting.addTimeout(seconds, clock, _too_slow)
+
+
+def _too_slow(_result: object, seconds: float) -> None:
+    raise ConnectTimeout(seconds, "no connection")

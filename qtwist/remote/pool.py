@@ -64,11 +64,12 @@ class Pool:
         return None
 
     def close(self) -> Deferred[None]:
-        """Close all that is idle; fires when no connection is open. What is in use is closed after its transaction."""
+        """Close all connections, of which none may be in use; fires when none is open."""
         if self._closing is None:
             self._closing = Deferred() if self._keys else succeed(None)
-            for connection in list(self._timers):
-                self._forget_idle(connection)
+            for connection in list(self._keys):
+                if connection in self._timers:
+                    self._forget_idle(connection)
                 connection.quit()
         return self._closing
 

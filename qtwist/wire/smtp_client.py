@@ -187,6 +187,11 @@ class SMTPClient:
         return not (self._closed or self._expected or self._transaction)
 
     @property
+    def wants_body(self) -> bool:
+        """Between :class:`NeedBody` and :meth:`end_body`, unless the server has ended the message early."""
+        return self._stuffer is not None and not self._closed
+
+    @property
     def waiting(self) -> bool:
         """A reply is due."""
         return bool(self._expected)
@@ -232,13 +237,13 @@ class SMTPClient:
 
     def body(self, chunk: bytes) -> None:
         """The next chunk of the message as stored. RuntimeError when no message is wanted."""
-        if self._stuffer is None:
+        if self._stuffer is None or self._closed:
             raise RuntimeError("no message is wanted")
         self._out.append(self._stuffer.encode(chunk))
 
     def end_body(self) -> None:
         """The message is complete."""
-        if self._stuffer is None:
+        if self._stuffer is None or self._closed:
             raise RuntimeError("no message is wanted")
         self._out.append(self._stuffer.finish())
         self._stuffer = None

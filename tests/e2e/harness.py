@@ -123,8 +123,12 @@ class Daemon:
         if self.process.poll() is not None:
             self.log.close()
             raise AssertionError(f"twistd ended with {self.process.returncode}:\n{self.log}")
-        # The kernel takes connections before the daemon does; its queue runs from the first status line on (§9.1).
+        # The kernel takes connections before the daemon does. Its queue runs from the first status line on (§9.1), and
+        # when it greets, the reactor runs and signals are handled.
         self.log.wait(r"status: local \d+/\d+ remote \d+/\d+$")
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
+            if connection.recv(3) != b"220":
+                raise AssertionError(f"no greeting on port {port}:\n{self.log}")
 
     def exit_code(self) -> int:
         """Wait for the end of the process."""

@@ -61,3 +61,13 @@ class SignalTests(DaemonCase):
         self.send([f"{self.user}@new.test"])
         daemon.log.wait(rf"starting delivery 1: msg \d+ to local {self.user}@new\.test$")
         self.assertEqual(daemon.stop(), 0)
+
+    def test_hup_keeps_what_was_right(self) -> None:
+        """A file with a wrong value is named, and mail goes on as before: a CR at its end is no new domain."""
+        daemon = self.start()
+        self.write_control("locals", f"{ME}\r\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.log.wait(r"alert: unable to reread controls: .*/locals, line 1: found a carriage return")
+        self.send([f"{self.user}@{ME}"])
+        daemon.log.wait(rf"starting delivery 1: msg \d+ to local {self.user}@{ME}$")
+        self.assertEqual(daemon.stop(), 0)
