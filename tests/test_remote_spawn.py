@@ -9,9 +9,10 @@ from typing import Any
 
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import Clock
-from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -23,7 +24,7 @@ from qtwist.remote.carrier import MAX_SESSIONS, Carrier, Terms
 from qtwist.remote.client import Message
 from qtwist.remote.hosts import Host
 from qtwist.remote.own import OwnAddresses
-from qtwist.remote.pool import IDLE_SECONDS, MOST_TRANSACTIONS, Pool
+from qtwist.remote.pool import IDLE_SECONDS, MOST_TRANSACTIONS, Key, Pool
 from qtwist.remote.spawn import RemoteSpawner
 from qtwist.remote.tcpto import TimeoutTable
 from qtwist.wire.smtp_client import Transaction
@@ -223,6 +224,22 @@ class DialogueTests(SpawnerCase):
             self.assertIn(b"connection died (no answer to %b in 30 seconds)." % step.encode(), text)
             self.assertEqual(b"possible duplicate" in text, step == "message")
 
+    async def test_slow_replies(self) -> None:
+        """Each reply has its whole time, also of those that are waited for together."""
+        steps = ("greeting", "EHLO", "MAIL", "RCPT", "DATA", "message")
+        server = ScriptedSMTP(**dict.fromkeys(steps, HANG))
+        self.serve(server)
+        heard = server.heard("greeting")
+        report = self.deliver()
+        await heard
+        replies = (b"220 hi", b"250-x\r\n250 PIPELINING", b"250 ok", b"250 ok", b"354 go", b"250 ok")
+        for reply in replies:
+            await self.turn()
+            self.clock.advance(1000)
+            server.open[0].say(reply)
+            server.open[0].dataReceived(b"")
+        self.assertEqual((await report).letter, b"K")
+
     async def test_drip(self) -> None:
         """A server that sends a reply byte by byte, without end, has no more time than one that is silent."""
         server = ScriptedSMTP(MAIL=HANG)
@@ -284,6 +301,23 @@ class DialogueTests(SpawnerCase):
             report,
             Report(b"D", b"127.0.0.1 failed after I sent the message.\nRemote host said: 552 too much\n"),
         )
+
+    async def test_early_refusal_unread(self) -> None:
+        """A server that refuses early and reads no more: the connection is cut at once."""
+        server = ScriptedSMTP(DATA=HANG, EHLO=b"250-x\r\n250 PIPELINING")
+        self.serve(server)
+        heard = server.heard("DATA")
+        report = self.deliver(body=b"x" * 30_000_000)
+        await heard
+        server.open[0].transport.pauseProducing()
+        server.open[0].say(b"354 go")
+        for _ in range(20):
+            await self.turn()
+        server.open[0].say(b"552 too much")
+        self.assertEqual((await report).letter, b"D")
+        await self.turn()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        server.open[0].transport.resumeProducing()
 
     async def test_too_large(self) -> None:
         """Nothing of the message is sent when the server told a smaller limit (RFC 1870)."""
@@ -513,6 +547,19 @@ class ReuseTests(SpawnerCase):
             self.assertEqual(b"duplicate" in report.text, step == "message")
             self.assertEqual(len(server.sessions), 1)
 
+    async def test_new_timeout(self) -> None:
+        """timeoutremote counts as it is now, also on a connection that is older."""
+        server = ScriptedSMTP(RCPT=[b"250 ok", HANG])
+        self.serve(server)
+        await self.deliver()
+        self.write("control/timeoutremote", b"7\n")
+        heard = server.heard("RCPT")
+        report = self.deliver()
+        await heard
+        await self.turn()
+        self.clock.advance(7)
+        self.assertIn(b"(no answer to RCPT in 7 seconds)", (await report).text)
+
     async def test_equals(self) -> None:
         """Among hosts of the same preference, the one to which a connection is open comes first."""
         first, second = ScriptedSMTP(greeting=[b"421 busy", b"220 hi"]), ScriptedSMTP()
@@ -658,6 +705,80 @@ class ConnectTests(SynchronousTestCase):
         self.reactor.advance(3840)
         self.carry("192.0.2.1")
         self.assertEqual(len(self.reactor.tcpClients), 3)
+
+    def test_known_address_answers(self) -> None:
+        """An address in the table that answers, or refuses at once, is not counted any more (§15.7)."""
+        for refuse in (True, False):
+            self.table.clear()
+            self.table.timed_out("192.0.2.1")
+            report = self.carry("192.0.2.1")
+            factory, connector = self.reactor.tcpClients[-1][2], self.reactor.connectors[-1]
+            if refuse:
+                factory.clientConnectionFailed(connector, Failure(ConnectionRefusedError()))
+                self.assertEqual(self.successResultOf(report), reports.NO_CONNECTION)
+            else:
+                factory.buildProtocol(None).makeConnection(StringTransport())
+                self.assertNoResult(report)
+            with open(self.path, "rb") as file:
+                self.assertEqual(file.read(5), bytes((192, 0, 2, 1, 0)))
+
+
+class FakeConnection:
+    """What the pool knows of a connection."""
+
+    def __init__(self) -> None:
+        self.transactions = 1
+        self.usable = True
+        self.on_idle: Any = None
+        self.on_gone: Any = None
+        self.quits = 0
+
+    def quit(self) -> None:
+        self.quits += 1
+
+
+class PoolTests(SynchronousTestCase):
+    KEY = Key("192.0.2.1", 25, b"me.test")
+
+    def make(self, pool: Pool, key: Key = KEY) -> Any:
+        connection: Any = FakeConnection()
+        pool.add(key, connection)
+        connection.on_idle(connection)
+        return connection
+
+    def test_last_used_first(self) -> None:
+        pool = Pool(Clock())
+        first, second = self.make(pool), self.make(pool)
+        self.assertFalse(pool.has(Key("192.0.2.2", 25, b"me.test")))
+        self.assertIs(pool.take(self.KEY), second)
+        self.assertIs(pool.take(self.KEY), first)
+        self.assertIsNone(pool.take(self.KEY))
+        self.assertFalse(pool.has(self.KEY))
+
+    def test_not_usable(self) -> None:
+        """One that the server has given up, but whose end has not been seen, is passed over."""
+        pool = Pool(Clock())
+        first, second = self.make(pool), self.make(pool)
+        second.usable = False
+        self.assertIs(pool.take(self.KEY), first)
+
+    def test_bounded(self) -> None:
+        """Over the bound a connection is closed at once."""
+        pool = Pool(Clock(), most_idle=2)
+        self.assertEqual([self.make(pool).quits for _ in range(4)], [0, 0, 1, 1])
+
+    def test_close(self) -> None:
+        """It fires when the last connection is gone; an empty pool is closed at once."""
+        pool = Pool(Clock())
+        first, second = self.make(pool), self.make(pool)
+        pool.take(self.KEY)
+        closed = pool.close()
+        self.assertEqual((first.quits, second.quits), (1, 1))
+        first.on_gone(first)
+        self.assertNoResult(closed)
+        second.on_gone(second)
+        self.successResultOf(closed)
+        self.successResultOf(Pool(Clock()).close())
 
 
 class Sink(ProcessProtocol):

@@ -113,7 +113,7 @@ class TableTests(SynchronousTestCase):
     def test_locked(self) -> None:
         """A lock that another process holds never stops the daemon: this timeout is not counted."""
         with open(self.path, "rb+") as other:
-            fcntl.flock(other, fcntl.LOCK_EX)
+            fcntl.flock(other, fcntl.LOCK_SH)
             self.table.timed_out("192.0.2.1")
             self.assertEqual(self.table.skip("192.0.2.1"), (False, False))
         self.table.timed_out("192.0.2.1")

@@ -262,7 +262,7 @@ class Connection(Protocol):
         """Close for good. Within a message there is nothing left to say: the server must not wait for its end."""
         if self._producing:
             self._stop_producing()
-            self.transport.loseConnection()
+            self.transport.abortConnection()
         else:
             self.transport.loseConnection()
             self._start_timer(COURTESY_WAIT)

@@ -157,7 +157,6 @@ class SMTPClient:
         self._helohost = helohost
         self._out: list[bytes] = []
         self._buffer = b""
-        self._scanned = 0  # octets of the buffer that are known to hold no LF
         self._lines: list[bytes] = []
         self._line_count = 0
         self._text_size = 0
@@ -262,7 +261,7 @@ class SMTPClient:
         buffer = self._buffer + data
         start = 0
         while not self._closed:
-            end = buffer.find(b"\n", max(start, self._scanned))
+            end = buffer.find(b"\n", start)
             length = (len(buffer) if end < 0 else end) - start
             if length > MAX_LINE:
                 self._break(events, buffer[start : start + MAX_LINE])
@@ -272,7 +271,6 @@ class SMTPClient:
             self._line(events, buffer[start:end])
             start = end + 1
         self._buffer = b"" if self._closed else buffer[start:]
-        self._scanned = len(self._buffer)
         return events
 
     def lost(self) -> list[Event]:
