@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 
 import attrs
 
 from qtwist import control_checks as checks
+from qtwist.control_reading import ControlError, first_line, read, split_lines, unreadable
 from qtwist.mail.constmap import ConstantMap, suffixes
 
 __all__ = [
@@ -30,9 +30,6 @@ __all__ = [
 
 ROLES = checks.ROLES
 
-_SIZE_LIMIT = 64 << 20
-_BLANKS = b" \t\n"
-
 _DIGITS = re.compile(rb"[0-9]+")
 
 # How a control file is read; the words are those of §2.1.
@@ -42,24 +39,6 @@ LIST = "list"
 COLON_LIST = "colon list"
 TEXT = "text"
 CDB_FILE = "cdb"
-
-
-class ControlError(Exception):
-    """A control file that cannot be read, or holds a wrong value. `str()` is one line that says all of it.
-
-    `line` counts from 1 and is None when the whole file is meant; `got` and `expected` are phrases.
-    """
-
-    def __init__(self, path: str, line: int | None, got: str, expected: str) -> None:
-        super().__init__(path, line, got, expected)
-        self.path = path
-        self.line = line
-        self.got = got
-        self.expected = expected
-
-    def __str__(self) -> str:
-        place = self.path if self.line is None else f"{self.path}, line {self.line}"
-        return f"{place}: found {self.got}, expected {self.expected}"
 
 
 @attrs.frozen
@@ -90,14 +69,6 @@ class ControlFile:
     check: checks.Check | None = None
 
 
-def split_lines(text: bytes) -> Iterator[tuple[int, bytes]]:
-    """The lines of a list with their numbers from 1: trailing blanks removed, no empty lines, no comments (§2.1)."""
-    for number, raw in enumerate(text.split(b"\n"), 1):
-        line = raw.rstrip(_BLANKS)
-        if line and not line.startswith(b"#"):
-            yield number, line
-
-
 # Control has a method called list, which hides the type from the annotations behind it.
 Lines = list[bytes]
 Numbered = list[tuple[int, bytes]]
@@ -126,13 +97,13 @@ class Control:
         if text is None:
             assert not isinstance(entry.default, int)
             return entry.default
-        return _first_line(text)
+        return first_line(text)
 
     def integer(self, name: str) -> int:
         """The number that the first line starts with; the default when it starts with none. Never negative."""
         entry = self._entry(name, INTEGER)
         text = self._read(name)
-        digits = _DIGITS.match(_first_line(text)) if text is not None else None
+        digits = _DIGITS.match(first_line(text)) if text is not None else None
         if digits is None:
             assert isinstance(entry.default, int)
             return entry.default
@@ -191,7 +162,7 @@ class Control:
         except FileNotFoundError:
             return self.stamp("me") if CONTROL_FILES[name].me else None
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
         return status.st_mtime_ns, status.st_size, status.st_ino
 
     def check(self) -> Errors:
@@ -230,7 +201,7 @@ class Control:
             return ()
         if entry.kind in (LIST, COLON_LIST):
             return _check_lines(entry, path, split_lines(text))
-        whole = (None, text) if entry.kind == TEXT else (1, _first_line(text))
+        whole = (None, text) if entry.kind == TEXT else (1, first_line(text))
         return _check_lines(entry, path, (whole,))
 
     def _entry(self, name: str, *kinds: str) -> ControlFile:
@@ -245,39 +216,7 @@ class Control:
 
     def _read(self, name: str) -> bytes | None:
         """The contents, None without the file."""
-        path = self.path(name)
-        try:
-            # Without O_NONBLOCK a FIFO of that name would stop the daemon.
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        try:
-            status = os.fstat(fd)
-            if not (stat.S_ISREG(status.st_mode) or stat.S_ISCHR(status.st_mode)):
-                got = "a directory" if stat.S_ISDIR(status.st_mode) else "a special file"
-                raise ControlError(path, None, got, "a regular file")
-            parts = []
-            size = 0
-            while part := os.read(fd, max(status.st_size - size + 1, 4096)):
-                parts.append(part)
-                size += len(part)
-                if size > _SIZE_LIMIT:
-                    raise ControlError(path, None, f"more than {_SIZE_LIMIT} octets", "a smaller file")
-            return b"".join(parts)
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        finally:
-            os.close(fd)
-
-
-def _unreadable(path: str, error: OSError) -> ControlError:
-    return ControlError(path, None, os.strerror(error.errno) if error.errno else str(error), "a readable file")
-
-
-def _first_line(text: bytes) -> bytes:
-    return text.partition(b"\n")[0].rstrip(_BLANKS)
+        return read(self.path(name))
 
 
 def _show(line: bytes) -> str:
@@ -303,7 +242,7 @@ def _check_cdb(path: str) -> tuple[ControlError, ...]:
     except FileNotFoundError:
         return ()
     except OSError as error:
-        return (_unreadable(path, error),)
+        return (unreadable(path, error),)
     except CDBError as error:
         return (ControlError(path, None, str(error).removeprefix(f"{path} is "), "what qmail-newmrh writes"),)
     return ()

@@ -30,7 +30,7 @@ from qtwist.mail.rewriting import Rewriter
 from qtwist.policy import Policy
 from qtwist.queue.files import FileQueue
 from qtwist.queue.layout import LayoutError, check_access
-from qtwist.roles import SendService, SMTPService, StartError
+from qtwist.roles import DoorService, SendService, SMTPService, StartError
 from qtwist.send.bounces import BounceSettings
 from qtwist.send.manager import SendSettings
 from qtwist.smtpd.factory import SMTPFactory
@@ -131,10 +131,15 @@ class Home:
         """The service that delivers what is in the queue; spawners that are given take the place of our own."""
         return SendService(self, local, remote)
 
+    def door(self) -> DoorService:
+        """The service through which commands on this host hand in mail: HOME/run/queue."""
+        return DoorService(self)
+
     def service(self) -> MultiService:
         """All of it, as `twistd qtwist` runs it."""
         services = MultiService()
         self.send().setServiceParent(services)
+        self.door().setServiceParent(services)
         self.smtpd().setServiceParent(services)
         return services
 

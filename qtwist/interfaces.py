@@ -131,7 +131,8 @@ class IQueue(Interface):
     def scan() -> Iterable[Deferred[list[QueuedMessage]]]:
         """The preprocessed messages, a bounded batch at a time, messages that still have a todo file left out.
 
-        Iterate and wait for each Deferred before the next; for start-up (spec/qmail.md §9.1).
+        Iterate and wait for each Deferred before the next; for start-up (spec/qmail.md §9.1). One that fails with
+        OSError has lost nothing: a later one tries again what it could not.
         """
 
     def info(number: int) -> Deferred[MessageInfo]:

@@ -1,4 +1,4 @@
-"""The roles as services: SMTP ports, and the queue manager with all that it needs to run."""
+"""The roles as services: SMTP ports, the queue's door, and the queue manager with all that it needs to run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from twisted.python.failure import Failure
 from qtwist.control import ControlError, Listener
 from qtwist.interfaces import ISpawner
 from qtwist.local.spawn import LocalSpawner
+from qtwist.mail.envelope import Origin
+from qtwist.queue.door import DoorFactory, DoorPlace
+from qtwist.queue.peers import origin_of, owner
 from qtwist.remote.spawn import RemoteSpawner
 from qtwist.send.log import LogFile, SendLog
 from qtwist.send.manager import QueueManager
@@ -85,6 +88,53 @@ class SMTPService(Service):
     async def _stop(self) -> None:
         ports, self.ports = self.ports, []
         await gatherResults([maybeDeferred(port.stopListening) for port in ports])
+        drained = self.factory.drain()
+        patience = self.home.reactor.callLater(STOP_PATIENCE, self.factory.abort)
+        await drained
+        if patience.active():
+            patience.cancel()
+        await maybeDeferred(self.home.leave_queue)
+
+
+class DoorService(Service):
+    """The queue's door, for the commands that hand in mail: the Unix socket HOME/run/queue.
+
+    Opened when the process has its final account, which has to own HOME/run. A stop lets messages that are coming in
+    end.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.place = DoorPlace(os.path.join(home.path, "run"))
+        self.factory = DoorFactory(home.queue, self._origin, clock=home.reactor)
+        self._port: IListeningPort | None = None
+
+    def startService(self) -> None:
+        """StartError when the socket cannot be made, or another daemon listens there."""
+        super().startService()
+        self._own = os.geteuid()
+        self._alias = owner(os.path.join(self.home.path, "alias"))
+        self.home.use_queue()
+        try:
+            self._port = self.place.listen(self.home.reactor, self.factory)
+        except (OSError, CannotListenError) as error:
+            cause = error.socketError if isinstance(error, CannotListenError) else error
+            text = getattr(cause, "strerror", None) or str(cause)
+            raise StartError(f"{self.place.path}: {text}, expected to open the queue's door there") from error
+
+    def _origin(self, uid: int) -> Origin:
+        return origin_of(uid, self._own, self._alias)
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        port, self._port = self._port, None
+        if port is not None:
+            # The port removes its socket; somebody else may have done so.
+            await maybeDeferred(port.stopListening).addErrback(lambda failure: failure.trap(FileNotFoundError))
+        self.place.close()
         drained = self.factory.drain()
         patience = self.home.reactor.callLater(STOP_PATIENCE, self.factory.abort)
         await drained

@@ -52,6 +52,8 @@ class RootService(MultiService):
         self._terminating = False
         self.sender: SendService = home.send()
         self.sender.setServiceParent(self)
+        # After the queue manager: whoever has the queue's lock may open the queue's door.
+        home.door().setServiceParent(self)
         home.smtpd().setServiceParent(self)
 
     def privilegedStartService(self) -> None:

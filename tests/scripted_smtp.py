@@ -30,7 +30,8 @@ DEFAULT: dict[str, Any] = {
 class ScriptedSMTP(Factory):
     """`script` changes the replies of :data:`DEFAULT`; a list gives them one by one, the last one for ever.
 
-    `sessions` has one list of commands per connection, `messages` the bodies as they came, end of data included.
+    `sessions` has one list of commands per connection, `messages` the bodies as they came, end of data included, `ends`
+    why connections ended (an exception's class).
     """
 
     noisy = False
@@ -39,6 +40,7 @@ class ScriptedSMTP(Factory):
         self.script = {**DEFAULT, **script}
         self.sessions: list[list[bytes]] = []
         self.messages: list[bytes] = []
+        self.ends: list[Any] = []
         self.open: list[Session] = []
         self._waiting: list[tuple[str, Deferred[None]]] = []
         self._empty: list[Deferred[None]] = []
@@ -104,6 +106,7 @@ class Session(Protocol):
             self.transport.loseConnection()
 
     def connectionMade(self) -> None:
+        self.transport.setTcpNoDelay(True)  # so that a reply given by hand arrives at once
         self._server.open.append(self)
         self._server.sessions.append(self._commands)
         self._answer("greeting")
@@ -125,6 +128,8 @@ class Session(Protocol):
                 self._answer(command[:4].decode("latin-1").upper())
 
     def connectionLost(self, reason: Failure | None = None) -> None:
+        assert reason is not None
+        self._server.ends.append(reason.type)
         self._server.gone(self)
 
     def _answer(self, step: str) -> None:

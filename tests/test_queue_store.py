@@ -155,6 +155,33 @@ class ScanTests(StoreCase):
         found = {message.number: message.due for batch in self.scan({known}) for message in batch}
         self.assertEqual(found, {both: {"local": 1000.5, "remote": 2000.0}, done: {}})
 
+    def test_damaged_file(self) -> None:
+        """What cannot be looked at is due at once, and keeps no other message from being found."""
+        bad, good = (put_message(self.layout, b"", info=b"Fa\0", remote=b"Tb\0") for _ in range(2))
+        os.unlink(self.layout.path("remote", bad))
+        os.symlink("nowhere", self.layout.path("remote", bad))
+        os.utime(self.layout.path("remote", good), (1, 2000))
+        found = {message.number: message.due for batch in self.scan() for message in batch}
+        self.assertEqual(found, {bad: {"remote": 0}, good: {"remote": 2000.0}})
+
+    def test_trouble_at_every_call(self) -> None:
+        """Wherever the disk fails once, each message is found once in the end, with all that is known of it."""
+        expected = sorted(put_message(self.layout, b"", info=b"Fa\0", local=b"Ta\0", remote=b"Tb\0") for _ in range(3))
+        for first in range(1, 1000):
+            trouble = Trouble(first)
+            scan = Scan(Store(WatchedDisk(trouble), self.layout), DEFAULT_SPLIT, (), 1)
+            found: list[QueuedMessage] = []
+            while not scan.ended:
+                try:
+                    found += scan.step()
+                except OSError:
+                    self.assertEqual(trouble.struck, "list_directory")
+            self.assertEqual(sorted(message.number for message in found), expected)
+            self.assertTrue(all(set(message.due) == {"local", "remote"} for message in found))
+            if not trouble.struck:
+                return
+        self.fail("never without trouble")
+
     def test_twenty_thousand(self) -> None:
         """In batches, each message once."""
         for number in range(20000):

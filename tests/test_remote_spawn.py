@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.error import ConnectionLost, ConnectionRefusedError
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
@@ -311,13 +311,24 @@ class DialogueTests(SpawnerCase):
         await heard
         server.open[0].transport.pauseProducing()
         server.open[0].say(b"354 go")
-        for _ in range(20):
+        for _ in range(100):
             await self.turn()
         server.open[0].say(b"552 too much")
         self.assertEqual((await report).letter, b"D")
         await self.turn()
         self.assertEqual(self.clock.getDelayedCalls(), [])
         server.open[0].transport.resumeProducing()
+        await server.empty()
+        self.assertEqual(server.ends, [ConnectionLost])
+
+    async def test_answers_before_questions(self) -> None:
+        """A server that gives all its answers at once is not to be trusted with a message."""
+        await self.check(
+            b"Z",
+            b"Connected to 127.0.0.1 but connection died. (#4.4.2)\n",
+            greeting=b"220 mx.test\r\n250 mx.test\r\n250 ok\r\n250 ok\r\n354 go\r\n250 queued",
+        )
+        self.assertEqual(self.flushLoggedErrors(), [])
 
     async def test_too_large(self) -> None:
         """Nothing of the message is sent when the server told a smaller limit (RFC 1870)."""
@@ -662,6 +673,13 @@ class SpawnerTests(SpawnerCase):
         self.assertEqual(self.table(), bytes(1024))
 
 
+class TCPTransport(StringTransport):
+    """A transport of memory with the one option that a client sets."""
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        assert enabled
+
+
 class ConnectTests(SynchronousTestCase):
     """Connections that hang, on a reactor of memory."""
 
@@ -717,7 +735,7 @@ class ConnectTests(SynchronousTestCase):
                 factory.clientConnectionFailed(connector, Failure(ConnectionRefusedError()))
                 self.assertEqual(self.successResultOf(report), reports.NO_CONNECTION)
             else:
-                factory.buildProtocol(None).makeConnection(StringTransport())
+                factory.buildProtocol(None).makeConnection(TCPTransport())
                 self.assertNoResult(report)
             with open(self.path, "rb") as file:
                 self.assertEqual(file.read(5), bytes((192, 0, 2, 1, 0)))

@@ -432,6 +432,19 @@ class TroubleWithTheDisk(ManagerCase):
     def test_todo(self) -> None:
         self.trouble("todo", "alert: unable to opendir todo, sleeping...", 10)
 
+    def test_scan(self) -> None:
+        """§9.1: what an earlier run has left is found as soon as the disk allows."""
+        number = self.queue.send(b"ann@far.test", b"joe@here.test")
+        self.queue.preprocess([number], rewriter().route)
+        self.queue.broken.add("scan")
+        self.queue.locked = False
+        self.manager = self.build()
+        self.start()
+        self.assertIn("alert: unable to opendir queue, sleeping...", self.log())
+        self.queue.broken.clear()
+        self.go(10)
+        self.assertIn(f"end msg {number}", self.log())
+
     def test_preprocess(self) -> None:
         self.trouble("preprocess", "warning: unable to open todo/{number}", 1500)
 

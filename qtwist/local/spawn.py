@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sysconfig
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -73,7 +74,10 @@ class LocalSpawner:
         alias = partial(folder_account, self._alias_home)
         self._users = Users(os.path.join(base, b"users", b"cdb"), alias, find_account)
         self._hostname = os.fsencode(socket.gethostname())
-        self._environment = {b"PATH": os.environb.get(b"PATH", _DEFAULT_PATH)}
+        # Programs of .qmail files find our commands by name (forward, preline, ...), and these find this home.
+        scripts = os.fsencode(sysconfig.get_path("scripts"))
+        path = os.environb.get(b"PATH", _DEFAULT_PATH)
+        self._environment = {b"PATH": scripts + b":" + path, b"QTWISTHOME": base}
         self._hatch = Hatch(IReactorFromThreads(reactor))
         self._pool: ThreadPool | None = None
         self._running = 0

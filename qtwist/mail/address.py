@@ -7,9 +7,20 @@ from collections.abc import Callable
 
 import attrs
 
-# Bytes that need no quotes (§2.4), and dots neither at an end nor next to each other.
-_PLAIN_LOCAL = re.compile(rb"[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~]+(?:\.[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~]+)*")
-_QUOTED_BYTE = re.compile(rb'([\r\n"\\])')
+from qtwist.mail.quoting import quote, quote2
+
+__all__ = [
+    "Address",
+    "parse_path",
+    "quote",
+    "quote2",
+    "replace_own_ip",
+    "sanitise_log",
+    "sanitise_received",
+    "split",
+    "unquote",
+]
+
 _IP_DOMAIN = re.compile(rb"\[(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})\]")
 
 _LOG = bytes(ord("/") if c == 10 else ord("_") if c < 33 or c > 126 or c == ord("%") else c for c in range(256))
@@ -45,21 +56,6 @@ def split(address: bytes) -> tuple[bytes, bytes]:
     """Local part and domain, parted at the last ``@``; without one the domain is empty."""
     at = address.rfind(b"@")
     return (address, b"") if at < 0 else (address[:at], address[at + 1 :])
-
-
-def quote(local: bytes) -> bytes:
-    """A local part as RFC 822 wants it, in quotes only if it needs them (§2.4)."""
-    if _PLAIN_LOCAL.fullmatch(local):
-        return local
-    return b'"' + _QUOTED_BYTE.sub(rb"\\\1", local) + b'"'
-
-
-def quote2(address: bytes) -> bytes:
-    """An address with its local part quoted where needed, the domain untouched; an empty one stays empty (§2.4)."""
-    if not address:
-        return b""
-    at = address.rfind(b"@")
-    return quote(address) if at < 0 else quote(address[:at]) + address[at:]
 
 
 def unquote(text: bytes) -> bytes:

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections import deque
 from collections.abc import Container, Iterator
 
 from qtwist.files.disk import Disk
@@ -208,8 +209,9 @@ class Store:
 class Scan:
     """A walk through what was preprocessed in earlier lives of the queue manager (§9.1).
 
-    Call :meth:`step` until `ended`; it may be called in any thread, but not twice at once. Messages that have a todo
-    file when the scan begins, and those in `known` (which may grow meanwhile), are left out.
+    Call :meth:`step` until `ended`; it may be called in any thread, but not twice at once. When it raises OSError,
+    nothing is lost: that directory is looked at again after the others. Messages that have a todo file when the scan
+    begins, and those in `known` (which may grow meanwhile), are left out.
     """
 
     def __init__(self, store: Store, split: int, known: Container[int], batch: int) -> None:
@@ -217,7 +219,7 @@ class Scan:
         self._store = store
         self._known = known
         self._batch = batch
-        self._parts = iter(range(split))
+        self._parts = deque(range(split))
         self._todo: set[int] | None = None
         self._waiting: list[int] = []
         self._channels: dict[str, set[int]] = {}
@@ -227,12 +229,16 @@ class Scan:
         if self._todo is None:
             self._todo = set(self._store.numbers("todo"))
         while not self._waiting:
-            part = next(self._parts, None)
-            if part is None:
+            if not self._parts:
                 self.ended = True
                 return []
-            self._waiting = self._store.numbers("info", part)
-            self._channels = {channel: set(self._store.numbers(channel, part)) for channel in CHANNELS}
+            part = self._parts.popleft()
+            try:
+                self._channels = {channel: set(self._store.numbers(channel, part)) for channel in CHANNELS}
+                self._waiting = self._store.numbers("info", part)
+            except OSError:
+                self._parts.append(part)
+                raise
         batch = self._waiting[-self._batch :]
         del self._waiting[-self._batch :]
         return [
@@ -242,8 +248,11 @@ class Scan:
         ]
 
     def _due(self, number: int) -> dict[str, float]:
-        return {
-            channel: self._store.due(number, channel)
-            for channel, numbers in self._channels.items()
-            if number in numbers
-        }
+        return {channel: self._due_on(number, channel) for channel, held in self._channels.items() if number in held}
+
+    def _due_on(self, number: int, channel: str) -> float:
+        try:
+            return self._store.due(number, channel)
+        except OSError:
+            # One damaged file must not keep the others from being found. Due at once: whoever opens it will complain.
+            return 0

@@ -200,6 +200,9 @@ class Connection(Protocol):
                 outcome = Outcome(event, tuple(self._recipients), self._waited)
             elif not isinstance(event, (Finished, TooLarge)):
                 trouble = Trouble(event, self._waited)
+        if ready and not self.transactions and self._engine.closed and trouble is None:
+            # It has answered what nobody had asked yet.
+            trouble = Trouble(Broken(Stage.EHLO, False, None))
         if self._engine.wants_body and not self._producing:
             self._begin_body()
         self._flush()

@@ -170,7 +170,14 @@ class QueueManager(Service):
 
     async def _scan(self) -> None:
         for batch in self.queue.scan():
-            for message in await batch:
+            try:
+                messages = await batch
+            except OSError as error:
+                self.log.alert(f"unable to opendir {error.filename or 'queue'}, sleeping...")
+                if not self.exiting:
+                    await deferLater(self.clock, SLEEP_AFTER_TROUBLE)
+                messages = []
+            for message in messages:
                 if len(message.due) == 2:
                     self._both.add(message.number)
                 for channel, due in message.due.items():

@@ -34,8 +34,9 @@ class LengthReader:
     def feed(self, data: bytes, start: int, end: int) -> int:
         """Read on in ``data[start:end]``; returns where the contents begin, or `end`. NetstringError for garbage."""
         # Never more than the longest length and its colon.
-        colon = data.find(b":", start, min(end, start + self._most + 1 - len(self._digits)))
-        self._digits += data[start : colon if colon >= 0 else min(end, start + self._most + 1)]
+        stop = min(end, start + self._most + 1 - len(self._digits))
+        colon = data.find(b":", start, stop)
+        self._digits += data[start : colon if colon >= 0 else stop]
         digits = self._digits
         if (digits and not digits.isdigit()) or (len(digits) > 1 and digits.startswith(b"0")):
             raise NetstringError("a length is not written as a number")

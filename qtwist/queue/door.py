@@ -1,0 +1,299 @@
+"""The queue's door: whoever may connect to the Unix socket HOME/run/queue hands in a message there (doc/door.md).
+
+The engine is :mod:`qtwist.wire.qmqp`. The kernel says who is asking (SO_PEERCRED), so the user id in the Received line
+and in the envelope is true although nothing is setuid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort, IReactorTime
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from qtwist.interfaces import Accepted, IIncomingMessage, IQueue, QueueError
+from qtwist.mail.envelope import Envelope, Origin
+from qtwist.mail.queue_texts import report
+from qtwist.wire.qmqp import QMQPServer
+
+log = Logger()
+
+TIMEOUT = 52
+BUSY = 71
+INTERNAL_BUG = 81
+BAD_ENVELOPE = 91
+
+#: Seconds after which a client that sends nothing is given up, and after which any is (spec/qmail.md §1.5: less than
+#: the age at which what it has sent would be taken for garbage).
+SILENCE = 3600
+LIFETIME = 86400
+
+#: How many connections are served at once, and how many of them may be one user's; others wait in the kernel's queue.
+CONNECTIONS = 200
+CONNECTIONS_PER_USER = 150
+BACKLOG = 1024
+
+_PATH_LIMIT = 107  # sun_path holds 108 octets, with a NUL
+_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
+
+
+def peer_uid(transport: Any) -> int:
+    """The user id of the process at the other end of a Unix socket, as it was when it connected."""
+    credentials = transport.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    uid: int = _CREDENTIALS.unpack(credentials)[1]
+    return uid
+
+
+class DoorProtocol(Protocol):
+    """One request. It reads no faster than the disk takes what was read."""
+
+    factory: DoorFactory
+
+    def __init__(self) -> None:
+        self.uid = -1
+        self._engine = QMQPServer()
+        self._incoming: IIncomingMessage | None = None
+        self._disk_is_behind = False
+        self._committing = False
+        self._ended = False
+        self._last = 0.0
+        self._begun = 0.0
+        self._timer: IDelayedCall | None = None
+
+    def connectionMade(self) -> None:
+        factory = self.factory
+        self.uid = factory.peer_uid(self.transport)
+        self._last = self._begun = factory.clock.seconds()
+        self._timer = factory.clock.callLater(SILENCE, self._tick)
+        others = factory.entered(self)
+        if others >= CONNECTIONS_PER_USER:
+            # What the client sends meanwhile is not looked at, so this may come without the code of the chunked form.
+            self._engine.chunked = True
+            log.warn("user id {uid} is at the queue's door {others} times: refused", uid=self.uid, others=others)
+            self._answer(BUSY, b"ZYou have too many connections to the queue at once. (#4.3.2)")
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._ended or self._committing:
+            return
+        self._last = self.factory.clock.seconds()
+        engine = self._engine
+        piece = engine.receive(data)
+        if engine.broken:
+            self._answer(BAD_ENVELOPE, b"ZThis is no request to the queue: %b. (#4.5.2)" % engine.broken.encode())
+            return
+        if self._incoming is None:
+            self._incoming = self.factory.queue.begin(self.factory.origin(self.uid))
+        if piece:
+            ready = self._incoming.write(piece)
+            if ready is not None:
+                self._disk_is_behind = True
+                self._transport.pauseProducing()
+                ready.addCallback(self._disk_has_caught_up)
+        self._go_on()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._ended = True
+        if not self._committing:
+            self._abort()
+        self.factory.left(self)
+
+    def drain(self) -> None:
+        """Leave, unless a message is coming in."""
+        if not self._engine.started:
+            self.abort()
+
+    def abort(self) -> None:
+        """Leave without an answer: the client takes that for a temporary failure."""
+        self._transport.abortConnection()
+
+    @property
+    def _transport(self) -> Any:
+        return self.transport
+
+    def _disk_has_caught_up(self, _: None) -> None:
+        self._disk_is_behind = False
+        if not self._ended:
+            self._last = self.factory.clock.seconds()
+            self._transport.resumeProducing()
+            self._go_on()
+
+    def _go_on(self) -> None:
+        engine = self._engine
+        if not engine.ended or self._disk_is_behind or self._ended or self._committing:
+            return
+        if engine.refusal is not None:
+            self._answer(*engine.refusal)
+            return
+        assert self._incoming is not None
+        self._committing = True
+        done = self._incoming.commit(Envelope(engine.sender, tuple(engine.recipients)))
+        done.addCallbacks(self._accepted, self._refused)
+
+    def _accepted(self, accepted: Accepted) -> None:
+        self._answer(0, b"Kok %d qp %d" % (self.factory.now(), accepted.qp))
+
+    def _refused(self, failure: Failure) -> None:
+        error = failure.value
+        if isinstance(error, QueueError):
+            log.warn("a message of user id {uid} was refused: {error}", uid=self.uid, error=error)
+            code = error.code
+        else:
+            log.failure("a message of user id {uid} was not queued", failure, uid=self.uid)
+            code = INTERNAL_BUG
+        letter, text = report(code)
+        self._answer(code, letter + text)
+
+    def _answer(self, code: int, text: bytes) -> None:
+        """The last word."""
+        if self._ended:
+            return
+        self._ended = True
+        if not self._committing:
+            self._abort()
+        self._transport.write(self._engine.answer(code, text))
+        self._transport.loseConnection()
+
+    def _abort(self) -> None:
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None:
+            incoming.abort()
+
+    def _tick(self) -> None:
+        now = self.factory.clock.seconds()
+        self._timer = None
+        due = min(self._last + SILENCE, self._begun + LIFETIME)
+        if self._committing or self._disk_is_behind:
+            due = max(due, now + 1)  # it is we who are slow
+        if now < due:
+            self._timer = self.factory.clock.callLater(due - now, self._tick)
+        else:
+            letter, text = report(TIMEOUT)
+            self._answer(TIMEOUT, letter + text)
+
+
+class DoorFactory(Factory):
+    """Serves the door in front of `queue`; `origin` says what a user id is called (spec/qmail.md §6.2)."""
+
+    noisy = False
+    protocol: Callable[[], DoorProtocol] = DoorProtocol  # type: ignore[assignment]  # narrower than Factory has it
+
+    def __init__(
+        self,
+        queue: IQueue,
+        origin: Callable[[int], Origin],
+        *,
+        clock: IReactorTime,
+        now: Callable[[], float] = time.time,
+        peer_uid: Callable[[Any], int] = peer_uid,
+    ) -> None:
+        self.queue = queue
+        self.origin = origin
+        self.clock = clock
+        self.now = now
+        self.peer_uid = peer_uid
+        self.port: Any = None
+        self.connections: set[DoorProtocol] = set()
+        self._users: Counter[int] = Counter()
+        self._drained: Deferred[None] | None = None
+
+    def buildProtocol(self, addr: IAddress | None) -> DoorProtocol:  # type: ignore[override]
+        connection = self.protocol()
+        connection.factory = self
+        return connection
+
+    def drain(self) -> Deferred[None]:
+        """Send away who has said nothing yet; fires when no connection is left."""
+        for connection in list(self.connections):
+            connection.drain()
+        if not self.connections:
+            return succeed(None)
+        self._drained = Deferred()
+        return self._drained
+
+    def abort(self) -> None:
+        """End all connections now."""
+        for connection in list(self.connections):
+            connection.abort()
+
+    def entered(self, connection: DoorProtocol) -> int:
+        """Called by each connection at its beginning; how many of the same user there were before."""
+        others = self._users[connection.uid]
+        self._users[connection.uid] += 1
+        self.connections.add(connection)
+        if len(self.connections) >= CONNECTIONS and self.port is not None:
+            self.port.pauseProducing()
+        return others
+
+    def left(self, connection: DoorProtocol) -> None:
+        """Called by each connection at its end."""
+        self.connections.discard(connection)
+        self._users[connection.uid] -= 1
+        if not self._users[connection.uid]:
+            del self._users[connection.uid]
+        if self.port is not None and self._drained is None:
+            self.port.resumeProducing()
+        if self._drained is not None and not self.connections:
+            self._drained.callback(None)
+
+
+class DoorPlace:
+    """The socket ``queue`` in `directory` (HOME/run), with mode 0666: everybody on this host may hand in mail.
+
+    A path that is too long for a socket's address is reached by way of a descriptor of the directory.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.path = f"{directory}/queue"
+        self._directory = directory
+        self._holder = -1
+
+    def listen(self, reactor: Any, factory: DoorFactory) -> IListeningPort:
+        """Open the door. OSError or CannotListenError when that cannot be; FileExistsError when somebody is there."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self._directory, 0o755)
+        address = self.path
+        if len(os.fsencode(address)) > _PATH_LIMIT:
+            self._holder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            address = f"/proc/self/fd/{self._holder}/queue"
+        self._remove_stale(address)
+        port: IListeningPort = reactor.listenUNIX(address, factory, backlog=BACKLOG, mode=0o666)
+        factory.port = port
+        return port
+
+    def close(self) -> None:
+        """After the port has been closed."""
+        if self._holder != -1:
+            os.close(self._holder)
+            self._holder = -1
+
+    def _remove_stale(self, address: str) -> None:
+        """Remove the socket of a daemon that is dead. FileExistsError when it lives, or when it is no socket."""
+        try:
+            if not stat.S_ISSOCK(os.lstat(address).st_mode):
+                raise FileExistsError(17, "is no socket", self.path)
+        except FileNotFoundError:
+            return
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(address)
+            except ConnectionRefusedError:
+                os.unlink(address)
+                return
+            except BlockingIOError:
+                pass
+        raise FileExistsError(17, "another daemon answers there", self.path)
