@@ -1,4 +1,4 @@
-"""The control files: one table of what there is, and a reader by qmail's rules (spec/qmail.md §2.1, §3).
+"""The control files, read by qmail's rules (spec/qmail.md §2.1, §3); the table of what there is: `control_table`.
 
 Reading is as lenient as qmail: a number with text behind it is a number, a line without a colon is skipped. What is
 certainly not meant that way, :meth:`Control.check` reports, with file, line and expectation, before the daemon starts.
@@ -14,6 +14,7 @@ import attrs
 
 from qtwist import control_checks as checks
 from qtwist.control_reading import ControlError, first_line, read, split_lines, unreadable
+from qtwist.control_table import CDB_FILE, COLON_LIST, CONTROL_FILES, INTEGER, LINE, LIST, TEXT, ControlFile
 from qtwist.mail.constmap import ConstantMap, suffixes
 
 __all__ = [
@@ -32,14 +33,6 @@ ROLES = checks.ROLES
 
 _DIGITS = re.compile(rb"[0-9]+")
 
-# How a control file is read; the words are those of §2.1.
-LINE = "line"
-INTEGER = "int"
-LIST = "list"
-COLON_LIST = "colon list"
-TEXT = "text"
-CDB_FILE = "cdb"
-
 
 @attrs.frozen
 class Listener:
@@ -50,24 +43,8 @@ class Listener:
     line: int
 
 
-@attrs.frozen
-class ControlFile:
-    """One line of the table.
-
-    `kind` is how the file is read. Without the file, ``control/me`` counts if `me` is set and that exists, else
-    `default` (None: there is no value). `reread` says when a change is noticed: ``start``, ``HUP`` (and start),
-    ``connection``, ``delivery``, ``run`` or ``manual``.
-    """
-
-    name: str
-    kind: str
-    readers: tuple[str, ...]
-    reread: str
-    help: str
-    default: bytes | int | None = None
-    me: bool = False
-    check: checks.Check | None = None
-
+# Without these, and without `me` to stand in for them, the daemon cannot work.
+_NEEDED = ("locals", "smtpgreeting", "helohost")
 
 # Control has a method called list, which hides the type from the annotations behind it.
 Lines = list[bytes]
@@ -246,209 +223,3 @@ def _check_cdb(path: str) -> tuple[ControlError, ...]:
     except CDBError as error:
         return (ControlError(path, None, str(error).removeprefix(f"{path} is "), "what qmail-newmrh writes"),)
     return ()
-
-
-# The table.
-
-_QUEUED = ("qmail-smtpd", "qmail-qmtpd")
-_SEND = ("qmail-send",)
-_SMTPD = ("qmail-smtpd",)
-_REMOTE = ("qmail-remote",)
-_INJECT = ("qmail-inject",)
-
-_TABLE = (
-    ControlFile(
-        "me", LINE, ("all",), "start", "the name of this host; the default of many other files", check=checks.host
-    ),
-    ControlFile(
-        "badmailfrom", LIST, _SMTPD, "connection", "senders (or @domain) whose mail is refused", check=checks.sender
-    ),
-    ControlFile(
-        "bouncefrom",
-        LINE,
-        _SEND,
-        "start",
-        "local part of the From of bounces",
-        b"MAILER-DAEMON",
-        check=checks.local_part,
-    ),
-    ControlFile("bouncehost", LINE, _SEND, "start", "domain of the From of bounces", b"bouncehost", True, checks.host),
-    ControlFile(
-        "concurrencyincoming",
-        INTEGER,
-        _SMTPD,
-        "connection",
-        "most SMTP connections at once",
-        400,
-        check=checks.number(1),
-    ),
-    ControlFile(
-        "concurrencylocal", INTEGER, _SEND, "start", "most local deliveries at once", 10, check=checks.number(0)
-    ),
-    ControlFile(
-        "concurrencyremote", INTEGER, _SEND, "start", "most remote deliveries at once", 20, check=checks.number(0)
-    ),
-    ControlFile(
-        "databytes",
-        INTEGER,
-        _QUEUED,
-        "connection",
-        "most octets in a message; 0 means no limit",
-        0,
-        check=checks.number(0),
-    ),
-    ControlFile(
-        "defaultdelivery",
-        TEXT,
-        ("qmail-lspawn",),
-        "delivery",
-        "what is done where there is no .qmail file, in its lines",
-        b"./Maildir/",
-        check=checks.delivery,
-    ),
-    ControlFile(
-        "defaultdomain",
-        LINE,
-        _INJECT,
-        "run",
-        "added to host names without a dot",
-        b"defaultdomain",
-        True,
-        checks.host,
-    ),
-    ControlFile(
-        "defaulthost", LINE, _INJECT, "run", "added to addresses without a host", b"defaulthost", True, checks.host
-    ),
-    ControlFile(
-        "dnsservers",
-        LIST,
-        _REMOTE,
-        "start",
-        "DNS servers to ask, with port if not 53; by default those of /etc/resolv.conf",
-        check=checks.server,
-    ),
-    ControlFile(
-        "doublebouncehost",
-        LINE,
-        _SEND,
-        "start",
-        "domain of the recipient of double bounces",
-        b"doublebouncehost",
-        True,
-        checks.host,
-    ),
-    ControlFile(
-        "doublebounceto",
-        LINE,
-        _SEND,
-        "start",
-        "local part of the recipient of double bounces",
-        b"postmaster",
-        check=checks.local_part,
-    ),
-    ControlFile(
-        "envnoathost", LINE, _SEND, "start", "domain of recipients without one", b"envnoathost", True, checks.host
-    ),
-    ControlFile(
-        "helohost", LINE, _REMOTE, "delivery", "what we call ourselves in HELO and EHLO", me=True, check=checks.host
-    ),
-    ControlFile("idhost", LINE, _INJECT, "run", "domain of Message-IDs", b"idhost", True, checks.host),
-    ControlFile(
-        "listen", LIST, ("qtwist",), "start", "what is served where: a role and an endpoint", check=checks.listen
-    ),
-    ControlFile(
-        "localiphost",
-        LINE,
-        _SMTPD,
-        "connection",
-        "what replaces our own [IP address] in addresses",
-        me=True,
-        check=checks.host,
-    ),
-    ControlFile("locals", LIST, _SEND, "HUP", "domains whose mail is delivered here", me=True, check=checks.host),
-    ControlFile(
-        "maxrecipients", INTEGER, _SMTPD, "connection", "most recipients of one message", 10000, check=checks.number(1)
-    ),
-    ControlFile(
-        "morercpthosts",
-        LIST,
-        ("qmail-newmrh",),
-        "manual",
-        "further rcpthosts, for qmail-newmrh to compile",
-        check=checks.domain,
-    ),
-    ControlFile("morercpthosts.cdb", CDB_FILE, _QUEUED, "connection", "further rcpthosts, as qmail-newmrh writes them"),
-    ControlFile("percenthack", LIST, _SEND, "start", "domains where user%host is rewritten", check=checks.host),
-    ControlFile(
-        "plusdomain", LINE, _INJECT, "run", "added to host names that end in +", b"plusdomain", True, checks.host
-    ),
-    ControlFile(
-        "policies", LIST, _SMTPD, "start", "policy classes to ask, as package.module.Class", check=checks.class_name
-    ),
-    ControlFile("qmqpservers", LIST, ("qmail-qmqpc",), "run", "IP addresses of QMQP servers", check=checks.ip),
-    ControlFile(
-        "queuelifetime", INTEGER, _SEND, "start", "seconds until a message is given up", 604800, check=checks.number(0)
-    ),
-    ControlFile(
-        "rcpthosts",
-        LIST,
-        _QUEUED,
-        "connection",
-        "domains that mail is taken for; by default those delivered here",
-        check=checks.domain,
-    ),
-    ControlFile(
-        "relayclients",
-        LIST,
-        _QUEUED,
-        "connection",
-        "IP addresses or networks of clients that may send mail to anywhere",
-        check=checks.network,
-    ),
-    ControlFile("smtpgreeting", LINE, _SMTPD, "connection", "the text of the greeting", me=True, check=checks.greeting),
-    ControlFile("smtproutes", COLON_LIST, _REMOTE, "delivery", "relays for domains", check=checks.route),
-    ControlFile(
-        "timeoutconnect", INTEGER, _REMOTE, "delivery", "seconds to wait for a connection", 60, check=checks.number(1)
-    ),
-    ControlFile(
-        "timeoutlocal",
-        INTEGER,
-        ("qmail-local",),
-        "delivery",
-        "seconds that a program in a .qmail file may run",
-        3600,
-        check=checks.number(1),
-    ),
-    ControlFile(
-        "timeoutremote",
-        INTEGER,
-        _REMOTE,
-        "delivery",
-        "seconds to wait for a remote server",
-        1200,
-        check=checks.number(1),
-    ),
-    ControlFile(
-        "timeoutsmtpd",
-        INTEGER,
-        _SMTPD,
-        "connection",
-        "seconds to wait for an SMTP client",
-        1200,
-        check=checks.number(0),
-    ),
-    ControlFile(
-        "virtualdomains",
-        COLON_LIST,
-        _SEND,
-        "HUP",
-        "domains, addresses or .suffixes, and the prefix for their local parts",
-        check=checks.virtual_domain,
-    ),
-)
-
-#: The table, by name and in the order of names but for `me`, which comes first.
-CONTROL_FILES = {entry.name: entry for entry in _TABLE}
-
-# Without these, and without `me` to stand in for them, the daemon cannot work.
-_NEEDED = ("locals", "smtpgreeting", "helohost")

@@ -99,6 +99,12 @@ class OpenTests(SynchronousTestCase):
         os.mkdir(layout.room("mess", 99999999))
         self.assertIn("no subdirectory", self.complaint(layout))
 
+    def test_big_todo(self) -> None:
+        """A queue of a patched qmail, whose todo/ is split: its new mail would never be seen."""
+        layout = make_queue(self)
+        os.mkdir(layout.room("todo", 0))
+        self.assertIn(f"{layout.room('todo', 0)}: is a directory, as with the big-todo patch", self.complaint(layout))
+
 
 class AccessTests(SynchronousTestCase):
     """Issue 2, item 1: whoever cannot work on the queue is told so at the start, in one line."""

@@ -42,9 +42,7 @@ class RequestTests(SynchronousTestCase):
 
     def test_plain(self) -> None:
         """§27."""
-        self.check(
-            b"38:10:From: x\n\nb,3:a@b,3:c@d,1:e,5:x@y\nz,,", b"From: x\n\nb", b"a@b", [b"c@d", b"e", b"x@y\nz"]
-        )
+        self.check(b"38:10:From: x\n\nb,3:a@b,3:c@d,1:e,5:x@y\nz,,", b"From: x\n\nb", b"a@b", [b"c@d", b"e", b"x@y\nz"])
         self.check(plain(b"", b"", b"a@b"), b"", b"", [b"a@b"])
         self.check(plain(b"x", b"a@b"), b"x", b"a@b", [])
 

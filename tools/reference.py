@@ -1,4 +1,4 @@
-"""doc/control-files.md from the table in qtwist/control.py: ``python -m tools.reference >doc/control-files.md``."""
+"""doc/control-files.md from the table in qtwist/control_table.py: ``python -m tools.reference >doc/control-files.md``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from qtwist.control import CONTROL_FILES, ControlFile
 INTRODUCTION = """\
 # Control files
 
-What `HOME/control/` may hold. This page is made from the table in `qtwist/control.py` (`python -m tools.reference`).
+What `HOME/control/` may hold. This page is made from the table in `qtwist/control_table.py` (`python -m tools.reference`).
 
 Reading follows qmail's rules. A *line* is the first line, blanks at its end removed. An *int* is the number that the
 first line starts with. A *list* has one entry a line; empty lines and lines that start with `#` do not count. A *colon

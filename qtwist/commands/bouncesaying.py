@@ -23,8 +23,8 @@ DESCRIPTION
     Runs the program with the message as standard input. When it exits with 0,
     or when there is no program, the message bounces, and TEXT is in the notice
     to its sender. When the program exits with 111, or is killed, the delivery
-    is tried again later. With any other code nothing happens, and the next line
-    of the .qmail file is carried out.
+    is tried again later. With any other code nothing happens, and the next
+    line of the .qmail file is carried out.
 
 ENVIRONMENT
     PATH        where the program is looked for

@@ -89,6 +89,7 @@ def open_layout(directory: str, disk: Disk) -> Layout:
     for room in _SPLIT:
         for part in range(split):
             _expect_directory(disk, f"{directory}/{room}/{part}")
+    _expect_one_todo(disk, directory)
     trigger = f"{directory}/lock/trigger"
     if not stat.S_ISFIFO(_status(disk, trigger, "a FIFO").st_mode):
         raise LayoutError(trigger, "is not a FIFO")
@@ -160,6 +161,21 @@ def _detect_split(disk: Disk, mess: str) -> int:
     if missing:
         raise LayoutError(mess, f"has a subdirectory {max(parts)} but no subdirectory {min(missing)}")
     return len(parts)
+
+
+def _expect_one_todo(disk: Disk, directory: str) -> None:
+    """Messages in todo/0/ to todo/22/, where the big-todo patch has them, would be waiting there for ever."""
+    path = f"{directory}/todo/0"
+    try:
+        split = stat.S_ISDIR(disk.stat(path).st_mode)
+    except OSError:
+        split = False
+    if split:
+        raise LayoutError(
+            path,
+            "is a directory, as with the big-todo patch of qmail; expected messages only: let its qmail-send empty "
+            "todo/ and intd/, then remove the directories in them",
+        )
 
 
 def _expect_directory(disk: Disk, path: str) -> None:
