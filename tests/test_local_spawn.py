@@ -286,6 +286,14 @@ class DeliveryTests(SpawnCase):
         else:
             self.assertEqual(result, Report.failure(MESSAGE))
 
+    async def test_program_environment(self) -> None:
+        """Programs find our commands by name, before others of that name, and these find this home."""
+        self.write("here/.qmail-env", b'|echo "$PATH $QTWISTHOME" >>env.out\n')
+        await self.deliver(b"me-env@x")
+        path, home = self.read("here/env.out").split()
+        self.assertTrue(path.startswith(os.fsencode(sysconfig.get_path("scripts")) + b":"), path)
+        self.assertEqual(home, os.path.abspath(self.home))
+
     async def test_broken_engine(self) -> None:
         """An error that nobody thought of is a deferral, told in the log."""
         self.disk.error = ZeroDivisionError("oops")

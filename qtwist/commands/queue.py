@@ -22,13 +22,13 @@ SYNOPSIS
 
 DESCRIPTION
     Reads a message from descriptor 0 up to its end, then its envelope from
-    descriptor 1: the letter F, the sender, a NUL; for each recipient the letter
-    T, the address, a NUL; one more NUL. Without that last NUL nothing is
-    queued. The message has LF line ends; a Received line is put in front.
+    descriptor 1: the letter F, the sender, a NUL; for each recipient the
+    letter T, the address, a NUL; one more NUL. Without that last NUL nothing
+    is queued. The message has LF line ends; a Received line is put in front.
 
     The message goes through the queue's door, the socket HOME/run/queue. When
-    the daemon is not running, it is written to the queue's directories by those
-    who may do that, root for example; others get the code 56.
+    the daemon is not running, it is written to the queue's directories by
+    those who may do that, root for example; others get the code 56.
 
     Nothing is printed. Other programs are meant to use this one; people use
     qmail-inject or sendmail.

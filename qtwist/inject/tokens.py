@@ -158,10 +158,10 @@ def unparse(tokens: Sequence[Token]) -> bytes:
             piece.append(b" ")
         last = kind
         if kind == ATOM:
-            piece.append(escape(text, _ESCAPED))
+            piece.append(_escape(text))
         elif kind in _BRACKETS:
             opening, closing = _BRACKETS[kind]
-            piece.append(opening + escape(text, _ESCAPED) + closing)
+            piece.append(opening + _escape(text) + closing)
         else:
             piece.append(kind.encode())
             if kind == COMMA:
@@ -169,6 +169,18 @@ def unparse(tokens: Sequence[Token]) -> bytes:
                 piece = []
     lines.append(_fold(lines, line, b"".join(piece)))
     return b"\n".join(lines) + b"\n"
+
+
+def _escape(text: bytes) -> bytes:
+    """What stands for `text` within a token.
+
+    A quoted LF is one all the same for those who read the header by lines: a space behind it keeps them in the field.
+    """
+    escaped = escape(text, _ESCAPED)
+    if b"\n" not in escaped:
+        return escaped
+    first, *rest = escaped.split(b"\n")
+    return b"\n".join([first, *(line if line.startswith((b" ", b"\t")) else b" " + line for line in rest)])
 
 
 def _fold(lines: list[bytes], line: bytes | None, piece: bytes) -> bytes:
