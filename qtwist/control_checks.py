@@ -24,6 +24,8 @@ def number(least: int) -> Check:
     expected = f"a number, at least {least}" if least else "a number"
 
     def check(line: bytes) -> str | None:
+        if not line:
+            return None  # an emptied file means the default (§2.1)
         # Reading ignores what follows the digits, but "10M" is meant as something else than 10.
         match = _NUMBER.fullmatch(line)
         return None if match and int(match[1]) >= least else expected

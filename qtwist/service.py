@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Callable
 from typing import NoReturn
@@ -16,6 +17,9 @@ from qtwist.options import Options
 from qtwist.roles import SendService, StartError
 
 __all__ = ["Options", "RootService", "makeService"]
+
+#: Descriptors that the daemon asks for.
+DESCRIPTORS = 8192
 
 _log = Logger()
 
@@ -35,6 +39,14 @@ def makeService(options: Options) -> RootService:
         return RootService(home, pidfile=twistd["pidfile"] if twistd else None, in_foreground=in_foreground)
     except (StartError, ControlError) as error:
         raise SystemExit(f"qtwist: {error}") from None
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as connections and messages may need; many systems give 1024 unless asked."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class RootService(MultiService):
@@ -66,6 +78,7 @@ class RootService(MultiService):
             )
         # Modes of queue files and mailboxes are given where they are made; this takes nothing away from them.
         os.umask(0o022)
+        _raise_descriptor_limit()
         self._start(super().startService)
         self._handle_signals()
         # Once more, as a reactor that starts installs handlers of its own.

@@ -248,6 +248,7 @@ class CheckTests(ControlTestCase):
             "concurrencylocal": b"10\n",
             "concurrencyremote": b"0 on hold\n",
             "databytes": b"0\n",
+            "queuelifetime": b"",
             "defaultdelivery": b"|preline procmail\n./Maildir/\n",
             "dnsservers": b"192.0.2.1\n192.0.2.1:5353\n2001:db8::1\n[2001:db8::1]:53\n[2001:db8::1]\n",
             "listen": b"".join(role.encode() + b" tcp:25:interface=\\:\\:1\n" for role in ROLES)
@@ -279,7 +280,6 @@ class CheckTests(ControlTestCase):
             ("smtpgreeting", None, b"mx\r"),
             ("smtpgreeting", None, b""),
             ("concurrencylocal", None, b"many"),
-            ("concurrencylocal", None, b""),
             ("concurrencylocal", None, b"-1"),
             ("databytes", None, b"10M"),
             ("databytes", None, b"1.5"),

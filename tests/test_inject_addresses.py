@@ -90,7 +90,7 @@ class FieldTests(SynchronousTestCase):
             (b"To: a@b.c, d: e@f.g;;\n",),
             (b"To: a@b.c; b@c.d;\n", b"b@c.d"),
             (b"To: a@b.c> , d@e.f\n", b"d@e.f", b"a@b.c"),
-            (b"To: a: b: c@d.e;\n", b"c@d.e"),
+            (b"To: a: b@c.d, e: f@g.h;\n", b"f@g.h", b"b@c.d"),
         ):
             self.assertRaises(SyntaxTrouble, self.rewrite, field)
             self.assertEqual(self.found, found)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import sysconfig
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -17,6 +18,8 @@ from qtwist.files.assign import compile_assign
 from qtwist.files.cdb import write_cdb
 from qtwist.files.disk import Path, RealDisk
 from qtwist.interfaces import Accepted, Delivery, IIncomingMessage, ISpawner
+from qtwist.local import spawn
+from qtwist.local.deliver import Job, Outcome, Parts
 from qtwist.local.door import Closed, Hatch
 from qtwist.local.report import report
 from qtwist.local.spawn import LocalSpawner
@@ -288,11 +291,18 @@ class DeliveryTests(SpawnCase):
 
     async def test_program_environment(self) -> None:
         """Programs find our commands by name, before others of that name, and these find this home."""
-        self.write("here/.qmail-env", b'|echo "$PATH $QTWISTHOME" >>env.out\n')
-        await self.deliver(b"me-env@x")
-        path, home = self.read("here/env.out").split()
-        self.assertTrue(path.startswith(os.fsencode(sysconfig.get_path("scripts")) + b":"), path)
-        self.assertEqual(home, os.path.abspath(self.home))
+        seen: list[Mapping[bytes, bytes]] = []
+
+        def look(job: Job, parts: Parts) -> Outcome:
+            seen.append(parts.base_environment)
+            return Outcome(0, b"")
+
+        self.patch(spawn, "deliver", look)
+        await self.report(b"me@here.test")
+        [environment] = seen
+        scripts = os.fsencode(sysconfig.get_path("scripts"))
+        self.assertEqual(environment[b"PATH"], scripts + b":" + os.environb[b"PATH"])
+        self.assertEqual(environment[b"QTWISTHOME"], os.fsencode(self.home))
 
     async def test_broken_engine(self) -> None:
         """An error that nobody thought of is a deferral, told in the log."""

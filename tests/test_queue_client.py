@@ -224,14 +224,34 @@ class AnswerTests(ClientCase):
 
     def test_no_answer(self) -> None:
         """A daemon that dies in the middle: 74, a temporary failure. Nothing but a whole answer counts."""
-        for answer in (b"", b"15:Kok 1234 qp 567", b"15:Kok 1234 qp 5", b"2:Kx,", b"0:,", b"K,", b"4:Znot,", b"x" * 99):
+        for answer in (
+            b"",
+            b"15:Kok 1234 qp 567",
+            b"15:Kok 1234 qp 5",
+            b"99:Kok 1 qp 5,",
+            b"2:Kx,",
+            b"0:,",
+            b"K,",
+            b"4:Znot,",
+            b"x" * 99,
+        ):
             error = self.assertRaises(QueueRefused, self.ask, answer)
             self.assertEqual((error.code, error.letter), (74, b"Z"), answer)
 
     def test_answer_before_the_end(self) -> None:
         """Refused while the message is still being sent: what was said is heard all the same."""
-        error = self.assertRaises(QueueRefused, self.ask, b"9:Z53 full.,", 100, 200)
+        sent = []
+
+        def message() -> Any:
+            for number in range(1000):
+                sent.append(number)
+                yield b"x" * 65536
+
+        daemon = Answering(self.home, b"9:Z53 full.,", 100)
+        error = self.refusal({}, message())
+        daemon.end()
         self.assertEqual(error.code, 53)
+        self.assertLess(len(sent), 1000)
 
     def test_death_before_the_end(self) -> None:
         error = self.assertRaises(QueueRefused, self.ask, b"", 100, 200)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -393,6 +394,15 @@ class DoorTests(SocketCase):
                 await job
         self.assertEqual(len(self.queue.messages), 100)
 
+    async def test_more_than_places(self) -> None:
+        """Those for whom there is no place wait; nobody is refused."""
+        self.patch(door, "CONNECTIONS", 1)
+        self.open()
+        jobs = [deferToThread(submit, self.path, [b"m" * 200_000], b"", [b"c@d"], {}) for _ in range(20)]
+        for job in jobs:
+            await job
+        self.assertEqual(len(self.queue.messages), 20)
+
 
 class PlaceTests(SocketCase):
     async def test_gone_after_stop(self) -> None:
@@ -424,6 +434,23 @@ class PlaceTests(SocketCase):
         await self.submit([b"m"], b"", [b"c@d"])
         await other.stopService()
         await self.submit([b"m"], b"", [b"c@d"])
+
+    async def test_busy_daemon(self) -> None:
+        """One with so many callers that it takes no more is not dead."""
+        os.mkdir(f"{self.path}/run")
+        with contextlib.ExitStack() as sockets:
+            busy = sockets.enter_context(socket.socket(socket.AF_UNIX))
+            busy.bind(f"{self.path}/run/queue")
+            busy.listen(0)
+            with self.assertRaises(BlockingIOError):
+                for _ in range(10):
+                    caller = sockets.enter_context(socket.socket(socket.AF_UNIX))
+                    caller.setblocking(False)
+                    caller.connect(f"{self.path}/run/queue")
+            service = self.home.door()
+            self.assertIn("another daemon", str(self.assertRaises(StartError, service.startService)))
+            self.assertTrue(self.is_there())
+            await service.stopService()
 
     async def test_something_else_there(self) -> None:
         os.mkdir(f"{self.path}/run")

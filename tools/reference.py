@@ -1,4 +1,4 @@
-"""doc/control-files.md from the table in qtwist/control_table.py: ``python -m tools.reference >doc/control-files.md``."""
+"""doc/control-files.md, from qtwist/control_table.py: ``python -m tools.reference >doc/control-files.md``."""
 
 from __future__ import annotations
 

@@ -21,8 +21,9 @@ SYNOPSIS
 
 DESCRIPTION
     Sends what it reads, a body without a header, through qmail-inject. The
-    RECIPIENTs are written into To, so they may have all forms that are possible
-    there. A line end in an argument counts as a blank.
+    RECIPIENTs are written into To with blanks between them: plain addresses may
+    stand side by side, but between others, such as Joe <joe@example.org>, there
+    have to be commas. A line end in an argument counts as a blank.
 
 ENVIRONMENT
     As for qmail-inject.

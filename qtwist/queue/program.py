@@ -10,7 +10,7 @@ import _signal  # type: ignore[import-not-found]  # signal itself takes long to 
 import os
 import select
 
-from qtwist.mail.queue_texts import CUSTOM, report
+from qtwist.mail.queue_texts import report
 from qtwist.queue.client import QueueRefused
 
 TYPE_CHECKING = False
@@ -55,7 +55,7 @@ def submit_to_program(
         if complete:
             return run.pid
         code = READ_TROUBLE
-    letter, text = report(code, words if code == CUSTOM else b"")
+    letter, text = report(code, words)
     raise QueueRefused(code, text, letter)
 
 

@@ -107,7 +107,7 @@ class Daemon:
         self.process = subprocess.Popen(
             case.runtime.command("twistd", "-n", "--pidfile=", "qtwist", "--home", case.home),
             cwd=case.directory,
-            env=case.runtime.environment(),
+            env=case.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -168,13 +168,17 @@ class DaemonCase(SynchronousTestCase):
 
     # --- the home ---
 
+    def environment(self) -> dict[str, str]:
+        """What the daemon and the commands get."""
+        return self.runtime.environment()
+
     def run_command(self, name: str, *arguments: str) -> str:
         """Run one of qtwist's commands as the account; its output. AssertionError when it fails."""
         done = subprocess.run(
             self.runtime.command(name, *arguments),
             check=False,
             cwd=self.directory,
-            env=self.runtime.environment(),
+            env=self.environment(),
             capture_output=True,
             text=True,
             timeout=PATIENCE,
