@@ -64,6 +64,7 @@ class SplitterTests(SynchronousTestCase):
         """Where the header has CRLF line ends, the body's are taken for the same."""
         self.check(b"A: b\r\n c\r\n\r\nd\r\n\r\ne\rf\ng\r\r\n", [b"A: b\n c\n"], b"\nd\n\ne\rf\ng\r\n")
         self.check(b"A: b\r\n\r\nc\r", [b"A: b\n"], b"\nc\n")
+        self.check(b"A: b\r\n\r\nc\r\n\r", [b"A: b\n"], b"\nc\n\n")
         self.check(b"\r\na\r\n", [], b"\na\n")
         self.check(b"hello\r\nyou\r\n", [], b"\nhello\nyou\n")
 

@@ -14,8 +14,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-OPTIONS = sendmail.OPTIONS
-
 USAGE = """\
 NAME
     datemail - send mail with a Date in local time

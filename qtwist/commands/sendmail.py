@@ -137,9 +137,9 @@ def run(argv: Sequence[str], environ: Mapping[str, str], message: Iterable[bytes
             if mode == "p":
                 return _show_queue()
             if mode == "s":
-                from qtwist.commands.smtp_session import serve
+                from qtwist.smtpd import stdio
 
-                return serve(home(environ), environ)
+                return stdio.serve(home(environ), environ)
             if mode == "i":
                 return _no_aliases(PROG)
             if mode != "m":

@@ -47,7 +47,7 @@ class Completion:
         if address[0][0] == AT:  # a source route
             kinds = [kind for kind, _ in address]
             address = address[kinds.index(COLON) + 1 :] if COLON in kinds else []
-        for odd in (AT, DOT):
+        for odd in (DOT, AT):
             if address and address[-1][0] == odd:
                 address = address[:-1]
         if not address:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from qtwist.control import Control, ControlError
 from qtwist.files.cdb import CDBError
 from qtwist.mail.address import Address, replace_own_ip
+from qtwist.policy.badmailfrom import BadMailFrom
+from qtwist.policy.rcpthosts import RcptHosts
 from qtwist.policy.session import Session
 from qtwist.queue.client import QueueRefused, submit
 from qtwist.smtpd.settings import Settings, read_settings
@@ -58,19 +60,13 @@ def serve(home: str, environ: Mapping[str, str], source: int = 0, sink: int = 1)
     environ = environ if "PROTO" in environ else {**environ, **LOCAL}
     control = Control(f"{home}/control")
     try:
-        dialogue = _Dialogue(home, environ, read_settings(control), _policies(control), source, sink)
+        dialogue = _Dialogue(
+            home, environ, read_settings(control), [BadMailFrom(control), RcptHosts(control)], source, sink
+        )
     except ControlError:
         os.write(sink, _CANNOT_READ.to_bytes())
         return 1
     return dialogue.run()
-
-
-def _policies(control: Control) -> list[Policy]:
-    # Twisted comes with these, which the other commands of this folder do without.
-    from qtwist.policy.badmailfrom import BadMailFrom
-    from qtwist.policy.rcpthosts import RcptHosts
-
-    return [BadMailFrom(control), RcptHosts(control)]
 
 
 class _Dialogue:

@@ -1,4 +1,4 @@
-"""Tests of qtwist.commands.smtp_session: sendmail -bs (spec/qmail.md §16, §20)."""
+"""Tests of qtwist.smtpd.stdio: sendmail -bs (spec/qmail.md §16, §20)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from qtwist.commands import sendmail, smtp_session
+from qtwist.commands import sendmail
 from qtwist.queue.client import QueueRefused
+from qtwist.smtpd import stdio
 
 
 class SessionTests(SynchronousTestCase):
@@ -24,7 +25,7 @@ class SessionTests(SynchronousTestCase):
         self.control("me", "mx.example.test\n")
         self.environ: dict[str, str] = {}
         self.queued: list[tuple[bytes, bytes, list[bytes]]] = []
-        self.patch(smtp_session, "submit", self.submit)
+        self.patch(stdio, "submit", self.submit)
 
     def control(self, name: str, text: str) -> None:
         with open(f"{self.home}/control/{name}", "w") as file:
@@ -51,7 +52,7 @@ class SessionTests(SynchronousTestCase):
         try:
             os.write(client, text.encode("latin-1"))
             os.close(client)
-            code = smtp_session.serve(self.home, self.environ, source, sink)
+            code = stdio.serve(self.home, self.environ, source, sink)
         finally:
             os.close(sink)
             os.close(source)
@@ -117,8 +118,8 @@ class SessionTests(SynchronousTestCase):
         self.control("timeoutsmtpd", "1\n")
         source, client = os.pipe()
         answers, sink = os.pipe()
-        self.patch(smtp_session.select, "select", lambda *arguments: ([], [], []))
-        self.assertEqual(smtp_session.serve(self.home, {}, source, sink), 1)
+        self.patch(stdio.select, "select", lambda *arguments: ([], [], []))
+        self.assertEqual(stdio.serve(self.home, {}, source, sink), 1)
         self.assertEqual(os.read(answers, 1000), b"220 mx.example.test ESMTP\r\n451 timeout (#4.4.2)\r\n")
         for descriptor in (source, client, answers, sink):
             os.close(descriptor)
@@ -187,7 +188,7 @@ class SessionTests(SynchronousTestCase):
     def test_option(self) -> None:
         """sendmail -bs gets here, with the home of the environment."""
         calls: list[tuple[str, Mapping[str, str]]] = []
-        self.patch(smtp_session, "serve", lambda home, environ: calls.append((home, environ)) or 1)
+        self.patch(stdio, "serve", lambda home, environ: calls.append((home, environ)) or 1)
         environ = {"QTWISTHOME": self.home}
         self.assertEqual(sendmail.run(["-bs"], environ, []), 1)
         self.assertEqual(calls, [(self.home, environ)])
