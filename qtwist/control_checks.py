@@ -144,6 +144,17 @@ def ip(line: bytes) -> str | None:
     return None if _is_ip(line) else "an IP address"
 
 
+def hold(line: bytes) -> str | None:
+    """A line of holds."""
+    from qtwist.mail.holds import Hold
+
+    try:
+        Hold.parse(line)
+    except ValueError as error:
+        return f"message, sender or destination, its name, and a reason ({error})"
+    return None
+
+
 def delivery(text: bytes) -> str | None:
     """The whole of defaultdelivery: without a line in it, mail would vanish."""
     return None if text.strip() else "at least one line as in a .qmail file, such as ./Maildir/"

@@ -136,6 +136,14 @@ _TABLE = (
     ControlFile(
         "helohost", LINE, _REMOTE, "delivery", "what we call ourselves in HELO and EHLO", me=True, check=checks.host
     ),
+    ControlFile(
+        "holds",
+        LIST,
+        _SEND,
+        "HUP",
+        "mail that is kept back; written by [`qtwist queue hold`](queue.md)",
+        check=checks.hold,
+    ),
     ControlFile("idhost", LINE, _INJECT, "run", "domain of Message-IDs", b"idhost", True, checks.host),
     ControlFile(
         "listen", LIST, ("qtwist",), "start", "what is served where: a role and an endpoint", check=checks.listen

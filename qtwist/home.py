@@ -26,11 +26,12 @@ from qtwist.dns.resolver import make_resolver
 from qtwist.files.disk import RealDisk
 from qtwist.interfaces import IQueue, IResolver, ISpawner
 from qtwist.mail.constmap import ConstantMap
+from qtwist.mail.holds import Holds
 from qtwist.mail.rewriting import Rewriter
 from qtwist.policy import Policy
 from qtwist.queue.files import FileQueue
 from qtwist.queue.layout import LayoutError, check_access
-from qtwist.roles import DoorService, SendService, SMTPService, StartError
+from qtwist.roles import DeskService, DoorService, SendService, SMTPService, StartError
 from qtwist.send.bounces import BounceSettings
 from qtwist.send.manager import SendSettings
 from qtwist.smtpd.factory import SMTPFactory
@@ -135,10 +136,16 @@ class Home:
         """The service through which commands on this host hand in mail: HOME/run/queue."""
         return DoorService(self)
 
+    def desk(self, send: SendService) -> DeskService:
+        """The service that `qtwist queue` asks: HOME/run/control."""
+        return DeskService(self, send)
+
     def service(self) -> MultiService:
         """All of it, as `twistd qtwist` runs it."""
         services = MultiService()
-        self.send().setServiceParent(services)
+        send = self.send()
+        send.setServiceParent(services)
+        self.desk(send).setServiceParent(services)
         self.door().setServiceParent(services)
         self.smtpd().setServiceParent(services)
         return services
@@ -171,6 +178,11 @@ class Home:
             self.control.map("percenthack") or ConstantMap(),
             self.control.map("virtualdomains") or ConstantMap(),
         )
+
+    def holds(self) -> Holds:
+        """What is to be kept back. ControlError when control/holds is wrong."""
+        self.control.ensure("holds")
+        return Holds.parse(self.control.list("holds") or ())
 
     def _line(self, name: str) -> bytes:
         value = self.control.line(name)

@@ -20,8 +20,10 @@ from qtwist.mail.envelope import Origin
 from qtwist.queue.door import DoorFactory, DoorPlace
 from qtwist.queue.peers import origin_of, owner
 from qtwist.remote.spawn import RemoteSpawner
+from qtwist.send.desk import DeskFactory
 from qtwist.send.log import LogFile, SendLog
 from qtwist.send.manager import QueueManager
+from qtwist.send.steering import Steering
 from qtwist.smtpd.factory import SMTPFactory
 
 if TYPE_CHECKING:
@@ -143,6 +145,37 @@ class DoorService(Service):
         await maybeDeferred(self.home.leave_queue)
 
 
+class DeskService(Service):
+    """The socket HOME/run/control, where `qtwist queue` asks the queue manager of `send`, which has to start first."""
+
+    def __init__(self, home: Home, send: SendService) -> None:
+        self.place = DoorPlace(os.path.join(home.path, "run"), "control", 0o600)
+        self._reactor = home.reactor
+        self._send = send
+        self._port: IListeningPort | None = None
+
+    def startService(self) -> None:
+        """StartError when the socket cannot be made."""
+        super().startService()
+        factory = DeskFactory(Steering(self._send.manager), frozenset((0, os.geteuid())))
+        try:
+            self._port = self.place.listen(self._reactor, factory)
+        except (OSError, CannotListenError) as error:
+            cause = error.socketError if isinstance(error, CannotListenError) else error
+            text = getattr(cause, "strerror", None) or str(cause)
+            raise StartError(f"{self.place.path}: {text}, expected to open a socket there") from error
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        port, self._port = self._port, None
+        if port is not None:
+            await maybeDeferred(port.stopListening).addErrback(lambda failure: failure.trap(FileNotFoundError))
+        self.place.close()
+
+
 class SendService(Service):
     """The queue manager with its spawners and its log.
 
@@ -173,7 +206,7 @@ class SendService(Service):
         }
         home.use_queue()
         self.manager = QueueManager(
-            home.queue, self.spawners, settings, SendLog(self.log_file.write), home.reactor, home.rewriter
+            home.queue, self.spawners, settings, SendLog(self.log_file.write), home.reactor, home.rewriter, home.holds
         )
         try:
             self.manager.startService()

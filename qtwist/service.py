@@ -65,6 +65,7 @@ class RootService(MultiService):
         self.sender: SendService = home.send()
         self.sender.setServiceParent(self)
         # After the queue manager: whoever has the queue's lock may open the queue's door.
+        home.desk(self.sender).setServiceParent(self)
         home.door().setServiceParent(self)
         home.smtpd().setServiceParent(self)
 

@@ -167,7 +167,7 @@ class MemoryQueue:
         return self._answer("bounce", self.bounces.get(number))
 
     def discard_bounce(self, number: int) -> Deferred:
-        del self.bounces[number]
+        self.bounces.pop(number, None)
         return self._answer("discard_bounce")
 
     def finish(self, number: int) -> Deferred:

@@ -48,6 +48,7 @@ TABLE = {
     "concurrencyincoming": ("int", 400, False),
     "defaultdelivery": ("text", b"./Maildir/", False),
     "dnsservers": ("list", None, False),
+    "holds": ("list", None, False),
     "listen": ("list", None, False),
     "maxrecipients": ("int", 10000, False),
     "policies": ("list", None, False),
@@ -81,7 +82,7 @@ class TableTests(ControlTestCase):
             self.assertTrue(entry.readers, entry.name)
             self.assertIn(entry.reread, moments, entry.name)
         reread = {entry.name for entry in CONTROL_FILES.values() if entry.reread == "HUP"}
-        self.assertEqual(reread, {"locals", "virtualdomains"})
+        self.assertEqual(reread, {"holds", "locals", "virtualdomains"})
 
     def test_defaults(self) -> None:
         """§2.1: without any file, and with `me` alone."""

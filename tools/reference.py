@@ -7,7 +7,7 @@ from qtwist.control import CONTROL_FILES, ControlFile
 INTRODUCTION = """\
 # Control files
 
-What `HOME/control/` may hold. This page is made from the table in `qtwist/control_table.py` (`python -m tools.reference`).
+What `HOME/control/` may hold. This page is made from `qtwist/control_table.py` (`python -m tools.reference`).
 
 Reading follows qmail's rules. A *line* is the first line, blanks at its end removed. An *int* is the number that the
 first line starts with. A *list* has one entry a line; empty lines and lines that start with `#` do not count. A *colon

@@ -16,21 +16,18 @@ class Fatal(Exception):
 
 
 def run(
-    program: str, does: str, argv: Sequence[str] | None, work: Callable[[str], None], default_home: str = "/var/qmail"
+    program: str, usage: str, argv: Sequence[str] | None, work: Callable[[str], None], default_home: str = "/var/qmail"
 ) -> int:
     """The command line `program`: find the home directory, do the work there, and say in a line what went wrong.
 
-    `does` is a sentence for the help text. Returns the exit code: 0, 100 for wrong usage, 111 when `work` raises Fatal.
+    `usage` is the help text. Returns the exit code: 0, 100 for wrong usage, 111 when `work` raises Fatal.
     """
-    usage = f"usage: {program} [--home DIR]"
     home = os.environ.get("QTWISTHOME") or default_home
     arguments = list(sys.argv[1:] if argv is None else argv)
     while arguments:
         argument = arguments.pop(0)
         if argument in ("--help", "-h"):
-            sys.stdout.write(
-                f"{usage}\n\n{does}\nDIR is the home directory; default $QTWISTHOME, else {default_home}.\n"
-            )
+            sys.stdout.write(usage)
             return 0
         if argument == "--home" and arguments:
             home = arguments.pop(0)
@@ -40,7 +37,7 @@ def run(
             problem = (
                 "option requires an argument -- home" if argument == "--home" else f"illegal argument {argument!r}"
             )
-            sys.stderr.write(f"{program}: {problem}\n{usage}\n")
+            sys.stderr.write(f"{program}: {problem}\nusage: {program} [--home DIR]\n")
             return 100
     # The files are for everybody to read; other work of this process keeps its own mask.
     umask = os.umask(0o033)

@@ -53,7 +53,7 @@ ENVIRONMENT
     QMAILNAME, MAILNAME, NAME            name in From
     QMAILSUSER, QMAILSHOST               envelope sender [as in From]
     QMAILDEFAULTHOST, QMAILDEFAULTDOMAIN, QMAILPLUSDOMAIN, QMAILIDHOST
-                                         instead of the control file of that name
+                                         instead of the control file so named
     QMAILMFTFILE                         a file with addresses of mailing lists:
                                          mail to them gets Mail-Followup-To
     QMAILINJECT   letters:  c  From as  address (name)

@@ -14,6 +14,8 @@ from importlib import import_module
 # verb: (module with main(argv) -> exit code, one line of help)
 VERBS = {
     "init": ("qtwist.commands.init", "make a home: control files, queue, aliases and a first mailbox"),
+    "queue": ("qtwist.commands.steer", "look at the queue, hold, retry, fail and drop messages"),
+    "install-links": ("qtwist.commands.install_links", "make links to the commands in a directory"),
 }
 
 

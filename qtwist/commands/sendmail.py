@@ -42,16 +42,16 @@ OPTIONS
     -bm        send a message (the default)
     -bp        show the queue, as mailq does
     -bs        talk SMTP on standard input and output
-    -q         run the queue: nothing to do, the daemon does it. With recipients,
-               or with -t, it is ignored
+    -q         run the queue: nothing to do, the daemon does it. With
+               recipients, or with -t, it is ignored
 
     -bd, -bD and the other modes are refused: the daemon is twistd qtwist. So is
     -bi, or -I, or newaliases: aliases are the files .qmail-NAME in HOME/alias.
 
-    Accepted and without effect: -e MODE, -o OPTION, -O OPTION=VALUE, -p PROTOCOL,
-    -B TYPE, -A MODE, -C FILE, -D FILE, -L TAG, -M ID, -N NOTIFY, -R RETURN,
-    -V ENVID, -X FILE, -h HOPS with an argument; -d, -E, -J, -Q with text behind
-    them or none; and -c, -G, -i, -m, -n, -s, -U, -v, -x, -Y.
+    Accepted and without effect: -e MODE, -o OPTION, -O OPTION=VALUE,
+    -p PROTOCOL, -B TYPE, -A MODE, -C FILE, -D FILE, -L TAG, -M ID, -N NOTIFY,
+    -R RETURN, -V ENVID, -X FILE, -h HOPS with an argument; -d, -E, -J, -Q with
+    text behind them or none; and -c, -G, -i, -m, -n, -s, -U, -v, -x, -Y.
 
 EXIT CODES
     0    queued
@@ -68,7 +68,8 @@ SYNOPSIS
     mailq
 
 DESCRIPTION
-    Does what qmail-qread does. Options are those of sendmail and have no effect.
+    Does what qmail-qread does. Options are those of sendmail and have no
+    effect.
 
 EXIT CODES
     As qmail-qread has them; 100 for wrong use.

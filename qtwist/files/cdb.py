@@ -43,15 +43,24 @@ class CDB:
     be opened, CDBError wherever it turns out to be damaged.
     """
 
-    def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
+    def __init__(self, path: str | bytes | os.PathLike[str], fd: int | None = None) -> None:
+        """Read `path`; or what is open as `fd`, be it a pipe, which `path` then only names. `fd` stays open."""
         self.path = os.fspath(path)
         self._data: bytes | mmap.mmap = b""
-        with open(self.path, "rb", buffering=0, opener=_open_without_waiting) as file:
+        source = self.path if fd is None else fd
+        with open(source, "rb", buffering=0, closefd=fd is None, opener=_open_without_waiting) as file:
             status = os.fstat(file.fileno())
+            if fd is not None and stat.S_ISFIFO(status.st_mode):
+                self._data = file.readall()
+                self._check_size()
+                return
             if not stat.S_ISREG(status.st_mode):
                 raise self._damaged("not a regular file")
             size = status.st_size
-            self._data = file.read() if size <= _READ_WHOLE else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._data = file.readall() if size <= _READ_WHOLE else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._check_size()
+
+    def _check_size(self) -> None:
         if len(self._data) < _HEADER_SIZE:
             self.close()
             raise self._damaged("shorter than its header")

@@ -251,26 +251,28 @@ class DoorFactory(Factory):
 
 
 class DoorPlace:
-    """The socket ``queue`` in `directory` (HOME/run), with mode 0666: everybody on this host may hand in mail.
+    """The socket `name` in `directory` (HOME/run); by its mode, everybody on this host may hand in mail.
 
     A path that is too long for a socket's address is reached by way of a descriptor of the directory.
     """
 
-    def __init__(self, directory: str) -> None:
-        self.path = f"{directory}/queue"
+    def __init__(self, directory: str, name: str = "queue", mode: int = 0o666) -> None:
+        self.path = f"{directory}/{name}"
+        self._name = name
+        self._mode = mode
         self._directory = directory
         self._holder = -1
 
-    def listen(self, reactor: Any, factory: DoorFactory) -> IListeningPort:
+    def listen(self, reactor: Any, factory: Any) -> IListeningPort:
         """Open the door. OSError or CannotListenError when that cannot be; FileExistsError when somebody is there."""
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._directory, 0o755)
         address = self.path
         if len(os.fsencode(address)) > _PATH_LIMIT:
             self._holder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            address = f"/proc/self/fd/{self._holder}/queue"
+            address = f"/proc/self/fd/{self._holder}/{self._name}"
         self._remove_stale(address)
-        port: IListeningPort = reactor.listenUNIX(address, factory, backlog=BACKLOG, mode=0o666)
+        port: IListeningPort = reactor.listenUNIX(address, factory, backlog=BACKLOG, mode=self._mode)
         factory.port = port
         return port
 

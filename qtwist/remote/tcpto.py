@@ -121,7 +121,7 @@ class TimeoutTable:
             except OSError:
                 return False, False
             try:
-                records = _unpack(os.pread(fd, SIZE, 0))
+                records = unpack(os.pread(fd, SIZE, 0))
             except OSError:
                 return False, False
             finally:
@@ -150,7 +150,7 @@ class TimeoutTable:
             return
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            change = rule(_unpack(os.pread(fd, SIZE, 0)), host)
+            change = rule(unpack(os.pread(fd, SIZE, 0)), host)
             if change is not None:
                 place, record = change
                 packed = _RECORD.pack(record.host, record.count, record.when & 0xFFFFFFFF)
@@ -167,6 +167,7 @@ def _packed(address: str) -> bytes:
     return socket.inet_aton(address)
 
 
-def _unpack(table: bytes) -> list[Record]:
+def unpack(table: bytes) -> list[Record]:
+    """The records in the contents of the table's file."""
     whole = len(table) - len(table) % RECORD_SIZE
     return [Record(*fields) for fields in _RECORD.iter_unpack(table[:whole])]

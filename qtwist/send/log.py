@@ -55,6 +55,10 @@ class SendLog:
     def end(self, number: int) -> None:
         self._write(b"end msg %d\n" % number)
 
+    def steered(self, what: str, number: int, uid: int) -> None:
+        """Somebody decided about a message (`what`: fail, drop); qmail has no such line."""
+        self._write(b"%s msg %d by uid %d\n" % (what.encode(), number, uid))
+
     def warning(self, text: str) -> None:
         self._write(b"warning: %s\n" % text.encode("utf-8", "surrogateescape"))
 

@@ -10,7 +10,7 @@ slow disk call for one message does not hold up another. What may run at once is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 import attrs
@@ -22,12 +22,14 @@ from twisted.logger import Logger
 
 from qtwist.interfaces import Delivery, IQueue, ISpawner, MessageInfo, Preprocessed, QueueError, RecipientRecord
 from qtwist.mail.envelope import Report
+from qtwist.mail.holds import Hold, Holds
 from qtwist.mail.qsbmf import recipient_paragraph
 from qtwist.mail.rewriting import Rewriter
 from qtwist.mail.verp import expand
 from qtwist.send.bounces import BounceSettings, inject_bounce
+from qtwist.send.history import History
 from qtwist.send.log import SendLog
-from qtwist.send.schedule import READ_AHEAD, Channel, Pass
+from qtwist.send.schedule import READ_AHEAD, Channel, Pass, next_attempt
 
 #: Seconds until something that the disk refused is tried again (§1.5).
 RETRY_AFTER_TROUBLE = 123
@@ -60,7 +62,9 @@ class QueueManager(Service):
     """qmail-send as a service.
 
     `spawners` maps ``"local"`` and ``"remote"`` to the deliveries. `reread` returns a fresh :class:`Rewriter` from
-    control/locals and control/virtualdomains (HUP, §9.2), or raises an exception whose text says what is wrong.
+    control/locals and control/virtualdomains (HUP, §9.2), or raises an exception whose text says what is wrong;
+    `read_holds` does the same for what is kept back, and is called at the start, too. Messages in `claimed` are left
+    alone; :mod:`qtwist.send.steering` works on them.
     """
 
     name = "send"
@@ -73,6 +77,7 @@ class QueueManager(Service):
         log: SendLog,
         clock: IReactorTime,
         reread: Callable[[], Rewriter],
+        read_holds: Callable[[], Holds] = Holds,
     ) -> None:
         self.queue = queue
         self.spawners = spawners
@@ -82,6 +87,12 @@ class QueueManager(Service):
         self.exiting = False
         self._reread = reread
         self._rewriter = settings.rewriter
+        self._read_holds = read_holds
+        self.holds = Holds()
+        self.history = History()
+        self.claimed: set[int] = set()
+        self._kept_back: dict[int, set[Hold]] = {}  # messages of which something was not tried, and why
+        self._settling: set[int] = set()  # messages whose pass is over, or which are ending
         self.channels = {
             name: Channel(name, min(settings.concurrency[name], spawners[name].limit)) for name in ("local", "remote")
         }
@@ -98,6 +109,7 @@ class QueueManager(Service):
 
     def startService(self) -> None:
         """Take the queue's lock and begin. BlockingIOError when another queue manager runs on this queue."""
+        self.holds = self._read_holds()
         self.queue.lock()
         super().startService()
         self._log_status()
@@ -117,8 +129,61 @@ class QueueManager(Service):
         """Read locals and virtualdomains again (HUP, §9.2). What cannot be read keeps its old value."""
         try:
             self._rewriter = self._reread()
+            self.reread_holds()
         except Exception as error:  # whatever a control file can be wrong in, the daemon goes on
             self.log.alert(f"unable to reread controls: {error}")
+
+    def reread_holds(self) -> None:
+        """Keep back what is to be kept back from now on, and try what no longer is. Raises what `read_holds` raises."""
+        self.holds = self._read_holds()
+        self.keep_back()
+        free = [number for number, why in self._kept_back.items() if any(hold not in self.holds for hold in why)]
+        for number in free:
+            del self._kept_back[number]
+        self.retry(free)
+
+    def keep_back(self) -> None:
+        """Take what is held or claimed out of the open passes; deliveries that run go on."""
+        for channel in self.channels.values():
+            for one in list(channel.passes.values()):
+                self._sift(one)
+                if one.is_over:
+                    self._task(self._go_on(channel, one))
+
+    def _sift(self, one: Pass) -> None:
+        """Take what is held or claimed out of one pass; it stays for a later one."""
+        hold = self.holds.of_message(one.number, one.birth, one.sender)
+        if hold is not None or one.number in self.claimed:
+            if hold is not None:
+                self._kept_back.setdefault(one.number, set()).add(hold)
+            one.left = one.left or bool(one.pending) or not one.at_end
+            one.pending.clear()
+            one.at_end = True
+            return
+        for record in list(one.pending) if self.holds.entries else ():
+            hold = self.hold_of(record.address)
+            if hold is not None:
+                self._kept_back.setdefault(one.number, set()).add(hold)
+                one.pending.remove(record)
+                one.left = True
+
+    def hold_of(self, address: bytes) -> Hold | None:
+        """Why a recipient is held, by the address as it is delivered to or as its sender knew it."""
+        return self.holds.of_recipient(address) or self.holds.of_recipient(self.original(address))
+
+    def original(self, address: bytes) -> bytes:
+        """A rewritten address as its sender knew it."""
+        return self._rewriter.original(address)
+
+    def retry(self, numbers: Collection[int]) -> None:
+        """Make these messages due now."""
+        for channel in self.channels.values():
+            channel.wake(numbers, self.clock.seconds())
+        self._pump()
+
+    def is_busy(self, number: int) -> bool:
+        """Whether something is being done with a message, so that its files may change."""
+        return number in self._settling or any(channel.is_trying(number) for channel in self.channels.values())
 
     def stopService(self) -> Deferred[None]:
         """Finish running deliveries, start nothing new, record due times (TERM, §9.2)."""
@@ -277,7 +342,18 @@ class QueueManager(Service):
             channel.give_back(number, self.clock.seconds() + RETRY_AFTER_TROUBLE)
             self._pump()
             return
-        one = channel.begin(number, info.sender, info.birth, self.clock.seconds(), self.settings.lifetime)
+        now = self.clock.seconds()
+        if number in self.claimed:
+            channel.give_back(number, now + 1)
+            self._pump()
+            return
+        hold = self.holds.of_message(number, info.birth, info.sender)
+        if hold is not None:
+            self._kept_back.setdefault(number, set()).add(hold)
+            channel.give_back(number, next_attempt(info.birth, now, channel.name))
+            self._pump()
+            return
+        one = channel.begin(number, info.sender, info.birth, now, self.settings.lifetime)
         if channel.name == "remote":
             # On disk before anybody is dialled: a crash in the middle must not make us dial again too soon. Local mail
             # bothers nobody by coming soon after a crash.
@@ -299,6 +375,7 @@ class QueueManager(Service):
                 records, one.offset = await self.queue.recipients(one.number, channel.name, one.offset, READ_AHEAD)
                 one.pending.extend(record for record in records if not record.done)
                 one.at_end = len(records) < READ_AHEAD
+                self._sift(one)
                 if one.pending or one.at_end:
                     break
         except OSError:
@@ -315,7 +392,11 @@ class QueueManager(Service):
         """After anything that changed a pass: end it, or read on, and use the slots."""
         if one.is_over:
             channel.end(one)
-            await self._end_pass(channel, one)
+            self._settling.add(one.number)
+            try:
+                await self._end_pass(channel, one)
+            finally:
+                self._settling.discard(one.number)
         elif one.wants_reading and not self.exiting:
             self._task(self._read(channel, one))
         self._pump()
@@ -332,6 +413,7 @@ class QueueManager(Service):
             report = Report.failure(report.text + GIVING_UP)
         channel.free_slot()
         self.log.delivery(delivery, report)
+        self.history.note(one.number, channel.name, record.address, self.clock.seconds(), report)
         self._log_status()
         self._pump()
         if report.letter == b"D":
@@ -360,7 +442,7 @@ class QueueManager(Service):
 
     async def _append_bounce(self, one: Pass, address: bytes, text: bytes) -> bool:
         """Add the paragraph of one failed recipient; False when the daemon ends before the disk takes it."""
-        paragraph = recipient_paragraph(self._rewriter.original(address), text)
+        paragraph = recipient_paragraph(self.original(address), text)
         while True:
             try:
                 await self.queue.append_bounce(one.number, paragraph)
@@ -392,10 +474,14 @@ class QueueManager(Service):
             self.log.warning(f"unable to unlink {self._path(channel.name, one.number)}; will try again later")
             channel.add(one.number, self.clock.seconds() + RETRY_AFTER_TROUBLE)
             return
-        if one.number in self._both:
-            self._both.discard(one.number)
+        await self.channel_finished(one.number)
+
+    async def channel_finished(self, number: int) -> None:
+        """The file of one channel is gone; with the last one, the message ends."""
+        if number in self._both:
+            self._both.discard(number)
         else:
-            await self._end_message(one.number)
+            await self._end_message(number)
 
     # The end of a message.
 
@@ -407,6 +493,8 @@ class QueueManager(Service):
                 # Before the files go: their number may be given to a new message at once.
                 self.log.end(number)
                 logged = True
+                self.history.forget(number)
+                self._kept_back.pop(number, None)
             await self.queue.finish(number)
         except QueueError as error:
             self.log.warning(f"trouble injecting bounce message, will try later: {error}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import isqrt
 
 import attrs
@@ -54,6 +54,7 @@ class Pass:
     reading: bool = False  # records have been asked for
     running: int = 0  # deliveries under way, their marks included
     left: bool = False  # some recipient stays for the next try
+    birth: float = 0
 
     @property
     def wants_reading(self) -> bool:
@@ -61,7 +62,7 @@ class Pass:
 
     @property
     def is_over(self) -> bool:
-        return self.at_end and not self.pending and not self.running
+        return self.at_end and not (self.pending or self.running or self.reading)
 
 
 class Channel:
@@ -76,7 +77,8 @@ class Channel:
         self.running = 0
         self.passes: dict[int, Pass] = {}
         self._opening: set[int] = set()
-        self._waiting: list[tuple[float, int]] = []  # a heap of (due, message number)
+        self._waiting: dict[int, float] = {}  # message number -> due
+        self._heap: list[tuple[float, int]] = []  # of the same, and of some that wait no longer or for another time
         self._unrecorded: set[int] = set()  # waiting messages whose due time differs from the one on disk
 
     @property
@@ -88,27 +90,39 @@ class Channel:
 
     def add(self, number: int, due: float) -> None:
         """Put a message in line; the disk knows `due` already."""
-        heapq.heappush(self._waiting, (due, number))
+        self._waiting[number] = due
+        heapq.heappush(self._heap, (due, number))
 
     def wake_all(self, now: float) -> None:
         """Make every waiting message due now (ALRM, §9.2)."""
-        self._waiting = [(min(due, now), number) for due, number in self._waiting]
-        heapq.heapify(self._waiting)
-        self._unrecorded.update(number for _, number in self._waiting)
+        self.wake(list(self._waiting), now)
+
+    def wake(self, numbers: Iterable[int], now: float) -> None:
+        """Make those of these messages that wait due now."""
+        for number in numbers:
+            if number in self._waiting:
+                self.add(number, min(self._waiting[number], now))
+                self._unrecorded.add(number)
+
+    def withdraw(self, number: int) -> float | None:
+        """Take a waiting message out of the line; when it would have been due, None when it does not wait."""
+        self._unrecorded.discard(number)
+        return self._waiting.pop(number, None)
 
     def next_due(self) -> float | None:
         """When the earliest waiting message is due, or None when none waits."""
-        return self._waiting[0][0] if self._waiting else None
+        while self._heap and self._waiting.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
 
     def waiting(self) -> int:
         return len(self._waiting)
 
     def unrecorded(self) -> Iterator[tuple[int, float]]:
         """The waiting messages whose due time should be written to disk before the end (§9.2)."""
-        if self._unrecorded:
-            for due, number in self._waiting:
-                if number in self._unrecorded:
-                    yield number, due
+        for number in self._unrecorded:
+            if number in self._waiting:
+                yield number, self._waiting[number]
 
     # The messages that are being tried.
 
@@ -117,19 +131,20 @@ class Channel:
 
         The caller answers with :meth:`begin` or :meth:`give_back`.
         """
-        if not self._waiting or self._waiting[0][0] > now:
+        due = self.next_due()
+        if due is None or due > now:
             return None
         if len(self.passes) + len(self._opening) >= 2 * self.concurrency:
             return None
-        _, number = heapq.heappop(self._waiting)
-        self._unrecorded.discard(number)
+        _, number = heapq.heappop(self._heap)
+        self.withdraw(number)
         self._opening.add(number)
         return number
 
     def begin(self, number: int, sender: bytes, birth: float, now: float, lifetime: float) -> Pass:
         """Open the pass of a message that :meth:`take_due` gave."""
         self._opening.discard(number)
-        opened = Pass(number, sender, next_attempt(birth, now, self.name), is_dying(birth, now, lifetime))
+        opened = Pass(number, sender, next_attempt(birth, now, self.name), is_dying(birth, now, lifetime), birth=birth)
         self.passes[number] = opened
         return opened
 
@@ -164,6 +179,10 @@ class Channel:
     def end(self, one: Pass) -> None:
         """Close a pass. The caller puts the message back with :meth:`add`, or has finished it on this channel."""
         del self.passes[one.number]
+
+    def is_trying(self, number: int) -> bool:
+        """Whether a pass of the message is open, or about to be."""
+        return number in self.passes or number in self._opening
 
     @property
     def is_idle(self) -> bool:

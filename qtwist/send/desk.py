@@ -1,0 +1,110 @@
+"""The socket HOME/run/control, where `qtwist queue` asks the running queue manager (doc/queue.md).
+
+One request and one answer, each a netstring that holds a JSON object. Only root and the daemon's own account are heard:
+the kernel says who is asking.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from qtwist.control import ControlError
+from qtwist.queue.door import peer_uid
+from qtwist.send.steering import DROP, FAIL, Steering, SteeringError
+from qtwist.wire.netstring import NetstringError, NetstringReader, encode
+
+#: The longest request, in octets: the numbers of a million messages.
+REQUEST_LIMIT = 16 * 1024 * 1024
+
+log = Logger()
+
+
+class DeskProtocol(Protocol):
+    """One request."""
+
+    factory: DeskFactory
+
+    def __init__(self) -> None:
+        self._reader = NetstringReader(REQUEST_LIMIT)
+        self._pieces: list[bytes] = []
+        self._done = False
+        self.uid = -1
+
+    def connectionMade(self) -> None:
+        self.uid = self.factory.peer_uid(self.transport)
+        if self.uid not in self.factory.allowed:
+            log.warn("user id {uid} may not steer the queue", uid=self.uid)
+            self._answer({"error": "only root and the daemon's account may do that"})
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._done:
+            return
+        try:
+            piece, _ = self._reader.feed(data, 0, len(data))
+            self._pieces.append(piece)
+            if not self._reader.ended:
+                return
+            self._done = True
+            request = json.loads(b"".join(self._pieces))
+        except (NetstringError, ValueError, RecursionError):
+            self._answer({"error": "this is no request"})
+            return
+        answer = Deferred.fromCoroutine(self.factory.carry_out(request, self.uid))
+        answer.addCallbacks(self._answer, self._failed)
+
+    def _failed(self, failure: Failure) -> None:
+        error = failure.value
+        if isinstance(error, KeyError | TypeError | ValueError) and not isinstance(error, ControlError):
+            self._answer({"error": "this is no request"})
+        elif isinstance(error, SteeringError | ControlError):
+            self._answer({"error": str(error)})
+        else:
+            log.failure("a request to the queue manager failed", failure)
+            self._answer({"error": "internal error; the daemon's log says more"})
+
+    def _answer(self, answer: dict[str, Any]) -> None:
+        self._done = True
+        transport: Any = self.transport
+        transport.write(encode(json.dumps(answer).encode("ascii")))
+        transport.loseConnection()
+
+
+class DeskFactory(Factory):
+    """Serves requests to `steering` from the user ids in `allowed`."""
+
+    noisy = False
+    port: Any = None
+
+    def __init__(self, steering: Steering, allowed: frozenset[int], peer_uid: Callable[[Any], int] = peer_uid) -> None:
+        self.steering = steering
+        self.allowed = allowed
+        self.peer_uid = peer_uid
+
+    def buildProtocol(self, addr: IAddress | None) -> DeskProtocol:  # type: ignore[override]
+        connection = DeskProtocol()
+        connection.factory = self
+        return connection
+
+    async def carry_out(self, request: dict[str, Any], uid: int) -> dict[str, Any]:
+        """The answer to a request. SteeringError, or ControlError, says why it was not done."""
+        operation = request["op"]
+        if operation == "holds":
+            self.steering.reread_holds()
+        elif operation == "retry":
+            self.steering.retry([int(number) for number in request["numbers"]])
+        elif operation == "attempts":
+            numbers = request["numbers"]
+            return {"attempts": self.steering.attempts(None if numbers is None else [int(one) for one in numbers])}
+        elif operation in (FAIL, DROP):
+            return {"count": await self.steering.settle(int(request["number"]), operation, uid)}
+        else:
+            raise SteeringError(f"unknown operation {operation!r}")
+        return {}

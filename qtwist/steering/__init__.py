@@ -1,0 +1,1 @@
+"""What `qtwist queue` does: its verbs, over the queue at hand, with the daemon running or not (doc/queue.md)."""

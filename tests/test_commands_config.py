@@ -1,0 +1,187 @@
+"""Tests of config, config-fast and qtwist install-links: spec/qmail.md §24."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import sys
+
+from qtwist.commands import config, config_fast, install_links, streams
+from tests.command_tools import CommandCase
+
+
+class ConfigFastTests(CommandCase):
+    def setUp(self) -> None:
+        super().setUp()
+        os.mkdir(self.path("control"))
+
+    def control(self) -> dict[str, bytes]:
+        return {name: self.read(f"control/{name}") for name in sorted(os.listdir(self.path("control")))}
+
+    def test_files(self) -> None:
+        """§24: the example, and modes that let everybody read."""
+        printed = self.check("config_fast", "mx.example.test")
+        self.assertEqual(
+            self.control(),
+            {
+                "defaultdomain": b"example.test\n",
+                "locals": b"mx.example.test\n",
+                "me": b"mx.example.test\n",
+                "plusdomain": b"example.test\n",
+                "rcpthosts": b"mx.example.test\n",
+            },
+        )
+        for name in self.control():
+            self.assertEqual(stat.S_IMODE(os.stat(self.path("control", name)).st_mode), 0o644)
+            self.assertIn(f"control/{name}".encode(), printed)
+
+    def test_names(self) -> None:
+        """§24: four labels; two, which stay as they are; one."""
+        for name, default, plus in (
+            (b"a.b.c.d", b"b.c.d", b"c.d"),
+            (b"b.test", b"b.test", b"b.test"),
+            (b"host", b"host", b"host"),
+        ):
+            self.assertEqual((config_fast.default_domain(name), config_fast.plus_domain(name)), (default, plus))
+
+    def test_appends(self) -> None:
+        """§24: what is in locals and rcpthosts stays; nothing is there twice; a last line without its end is no trap."""
+        self.write("control/locals", b"old.test")
+        self.write("control/rcpthosts", b"mx.example.test\nold.test\n")
+        self.check("config_fast", "mx.example.test")
+        self.check("config_fast", "mx.example.test")
+        self.assertEqual(self.control()["locals"], b"old.test\nmx.example.test\n")
+        self.assertEqual(self.control()["rcpthosts"], b"mx.example.test\nold.test\n")
+
+    def test_refusals(self) -> None:
+        for name in ("", " ", "a b", "a\nb"):
+            self.check("config_fast", name, code=100, error="is no host name")
+        self.check("config_fast", code=100, error="usage")
+        self.check("config_fast", "a", "b", code=100, error="usage")
+        self.assertEqual(self.control(), {})
+        self.check("config_fast", "a.b", code=111, error="unable to write", QTWISTHOME=self.path("none"))
+
+
+class Names(config.Lookup):
+    """A DNS and interfaces of our own."""
+
+    def __init__(self, canonical: str | None = "MX.Example.test") -> None:
+        self._canonical = canonical
+
+    def hostname(self) -> str:
+        return "MX"
+
+    def canonical(self, name: str) -> str | None:
+        return self._canonical if name == "mx" else None
+
+    def addresses(self, name: str) -> set[str]:
+        return {"127.0.0.1", "192.0.2.1", "192.0.2.2", "2001:db8::1"}
+
+    def name_of(self, address: str) -> str | None:
+        return {"127.0.0.1": "localhost", "192.0.2.1": "mx.example.test", "192.0.2.2": "MX.example.test"}.get(address)
+
+
+class ConfigTests(ConfigFastTests):
+    def setUp(self) -> None:
+        super().setUp()
+        self.printed = b""
+        self.patch(os, "environ", {**os.environ, "QTWISTHOME": self.home})
+        self.patch(streams, "write_all", self.take)
+
+    def take(self, fd: int, data: bytes) -> None:
+        self.assertEqual(fd, 1)
+        self.printed += data
+
+    def test_dns(self) -> None:
+        """§24: locals anew from the names of all addresses, and rcpthosts the same."""
+        self.write("control/locals", b"old.test\n")
+        self.assertEqual(config.main([], Names()), 0)
+        control = self.control()
+        self.assertEqual(control["me"], b"mx.example.test\n")
+        self.assertEqual(control["defaultdomain"], b"example.test\n")
+        self.assertEqual(control["locals"], b"localhost\nmx.example.test\n")
+        self.assertEqual(control["rcpthosts"], control["locals"])
+        self.assertIn(b"2001:db8::1: it has no name", self.printed)
+
+    def test_no_name(self) -> None:
+        """§24: nothing is written, and it says what to do."""
+        self.patch(sys, "stderr", io.StringIO())
+        for canonical in (None, "mx"):
+            error = self.assertRaises(SystemExit, config.main, [], Names(canonical))
+            self.assertEqual(error.code, 111)
+        self.assertIn("use config-fast", sys.stderr.getvalue())  # type: ignore[attr-defined]
+        self.assertEqual(self.control(), {})
+
+    def test_system(self) -> None:
+        """The real look-ups answer in the same terms, for what every machine knows."""
+        lookup = config.Lookup()
+        self.assertIn("127.0.0.1", lookup.addresses("localhost"))
+        self.assertIsInstance(lookup.hostname(), str)
+        self.assertIsNone(lookup.name_of("no address"))
+
+
+class InstallLinksTests(CommandCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.commands = {name: self.write(f"venv/bin/{name}", b"") for name in ("forward", "sendmail")}
+        self.patch(install_links, "installed", lambda: iter(self.commands.items()))
+        self.printed = b""
+        self.patch(streams, "write_all", self.take)
+        self.patch(sys, "stderr", io.StringIO())
+
+    def take(self, fd: int, data: bytes) -> None:
+        self.printed += data
+
+    def run_main(self, *arguments: str) -> int | None:
+        try:
+            return install_links.main(arguments)
+        except SystemExit as end:
+            self.assertIsInstance(end.code, int)
+            return end.code  # type: ignore[return-value]
+
+    def test_made(self) -> None:
+        directory = self.path("qmail/bin")
+        self.assertEqual(self.run_main(directory), 0)
+        self.assertEqual(
+            {name: os.readlink(self.path("qmail/bin", name)) for name in os.listdir(directory)}, self.commands
+        )
+        self.printed = b""
+        self.assertEqual(self.run_main(directory), 0)
+        self.assertEqual(self.printed.count(b"kept"), 2)
+
+    def test_some(self) -> None:
+        self.assertEqual(self.run_main(self.path("sbin"), "sendmail"), 0)
+        self.assertEqual(os.listdir(self.path("sbin")), ["sendmail"])
+        self.assertEqual(self.run_main(self.path("sbin"), "sendmail", "nothing"), 100)
+
+    def test_in_the_way(self) -> None:
+        """What is there stays, and the rest is done; --force keeps files, but not links."""
+        self.write("bin/sendmail", b"another")
+        os.symlink("/nowhere", self.path("bin/forward"))
+        self.assertEqual(self.run_main(self.path("bin")), 100)
+        self.assertEqual((self.read("bin/sendmail"), os.readlink(self.path("bin/forward"))), (b"another", "/nowhere"))
+        self.assertEqual(self.run_main("--force", self.path("bin")), 0)
+        self.assertEqual(self.read("bin/sendmail.before-qtwist"), b"another")
+        self.assertEqual(os.readlink(self.path("bin/sendmail")), self.commands["sendmail"])
+        self.assertEqual(sorted(os.listdir(self.path("bin"))), ["forward", "sendmail", "sendmail.before-qtwist"])
+
+    def test_own_directory(self) -> None:
+        """The commands are never replaced by links to themselves."""
+        self.assertEqual(self.run_main("--force", self.path("venv/bin")), 0)
+        self.assertFalse(os.path.islink(self.commands["sendmail"]))
+
+    def test_wrong_use(self) -> None:
+        self.assertEqual(self.run_main(), 100)
+        self.assertEqual(self.run_main("--what"), 100)
+        self.write("file", b"")
+        self.assertEqual(self.run_main(self.path("file", "bin")), 111)
+
+
+class InstalledTests(CommandCase):
+    def test_record(self) -> None:
+        """What is installed here is found: it is how `make` puts the package into its environment."""
+        found = dict(install_links.installed())
+        for name, path in found.items():
+            self.assertEqual(os.path.basename(path), name)
+            self.assertTrue(os.access(path, os.X_OK))

@@ -1,0 +1,197 @@
+"""Holding, failing, dropping and retrying under a running queue manager (doc/queue.md)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.testing import StringTransport
+
+from qtwist.mail.envelope import Report
+from qtwist.mail.holds import DESTINATION, SENDER, Hold, Holds
+from qtwist.send.desk import DeskFactory
+from qtwist.send.steering import DROP, FAIL, PATIENCE, Steering, SteeringError
+from tests.test_send_manager import ManagerCase
+
+LATER = Report.deferral(b"greylisted\n")
+
+
+class SteeringCase(ManagerCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.held: list[Hold] = []
+        self.manager._read_holds = lambda: Holds(self.held)
+        self.steering = Steering(self.manager)
+
+    def settle(self, number: int, verdict: str) -> Deferred[int]:
+        return Deferred.fromCoroutine(self.steering.settle(number, verdict, 7))
+
+    def deferred_message(self) -> int:
+        self.remote.answers[b"a@far.test"] = LATER
+        self.local.answers[b"joe@here.test"] = LATER
+        self.start()
+        number = self.queue.send(b"ann@far.test", b"a@far.test", b"joe@here.test")
+        self.go()
+        self.log()
+        return number
+
+    def hold(self, *holds: Hold) -> None:
+        self.held = list(holds)
+        self.steering.reread_holds()
+
+
+class SettleTests(SteeringCase):
+    def test_fail(self) -> None:
+        """Both channels are bounced at once, in one notice; the message ends."""
+        number = self.deferred_message()
+        self.remote.answers[b"ann@far.test"] = Report.success()
+        self.assertEqual(self.successResultOf(self.settle(number, FAIL)), 2)
+        self.go()
+        envelope, notice = self.queue.accepted[-1]
+        self.assertEqual(envelope.recipients, (b"ann@far.test",))
+        self.assertIn(b"<a@far.test>:\n", notice)
+        self.assertIn(b"<joe@here.test>:\n", notice)
+        self.assertIn(f"fail msg {number} by uid 7", self.log_but_status()[0])
+        self.assertNotIn(number, self.queue.messages)
+        self.assertEqual(self.manager.claimed, set())
+
+    def test_drop(self) -> None:
+        """Nothing is sent, not even what had failed before."""
+        number = self.deferred_message()
+        self.queue.bounces[number] = b"<x@y>:\nno\n\n"
+        self.successResultOf(self.settle(number, DROP))
+        self.go(1000)
+        self.assertEqual(len(self.queue.accepted), 1)
+        self.assertEqual((self.queue.messages, self.queue.files, self.queue.bounces), ({}, {}, {}))
+        self.assertEqual(self.log_but_status(), [f"drop msg {number} by uid 7", f"end msg {number}"])
+
+    def test_unknown(self) -> None:
+        self.start()
+        self.failureResultOf(self.settle(4711, DROP), SteeringError)
+
+    def test_running_delivery_is_waited_for(self) -> None:
+        self.start()
+        number = self.queue.send(b"ann@far.test", b"a@far.test")
+        self.go()
+        result = self.settle(number, DROP)
+        self.assertNoResult(result)
+        self.remote.open[0][1].callback(LATER)
+        self.go(1)
+        self.successResultOf(result)
+        self.assertNotIn(number, self.queue.messages)
+
+    def test_delivery_that_does_not_end(self) -> None:
+        """After some time nothing is done, and the message goes on."""
+        self.start()
+        number = self.queue.send(b"ann@far.test", b"a@far.test")
+        self.go()
+        result = self.settle(number, DROP)
+        for _ in range(PATIENCE):
+            self.go(1)
+        self.failureResultOf(result, SteeringError)
+        self.remote.open[0][1].callback(LATER)
+        self.go(400)
+        self.assertEqual(len(self.remote.seen), 2)
+
+    def test_disk_trouble(self) -> None:
+        """What the disk refuses leaves the message where it was."""
+        number = self.deferred_message()
+        self.queue.broken.add("append_bounce")
+        self.failureResultOf(self.settle(number, FAIL), SteeringError)
+        self.queue.broken.clear()
+        self.assertEqual(len([key for key in self.queue.files if key[0] == number]), 2)
+        self.go(400)
+        self.assertEqual(len(self.remote.seen), 2)
+
+
+class HoldTests(SteeringCase):
+    def test_sender(self) -> None:
+        """A held sender's mail is not tried; released, it is at once."""
+        self.held = [Hold.make(SENDER, b"ann@far.test")]
+        self.remote.answers[b"a@far.test"] = Report.success()
+        self.start()
+        number = self.queue.send(b"ann@far.test", b"a@far.test")
+        self.go(2000)
+        self.assertEqual(self.remote.seen, [])
+        self.hold()
+        self.go()
+        self.assertEqual(len(self.remote.seen), 1)
+        self.assertNotIn(number, self.queue.messages)
+
+    def test_destination(self) -> None:
+        """Only the recipients there are kept back, even beyond the lifetime."""
+        self.held = [Hold.make(DESTINATION, b"far.test")]
+        self.remote.answers[b"a@far.test"] = self.remote.answers[b"b@near.test"] = Report.success()
+        self.start()
+        number = self.queue.send(b"ann@x.test", b"a@far.test", b"b@near.test")
+        self.go()
+        for _ in range(3):
+            self.go(400_000)
+        self.assertEqual([recipient for _, recipient in self.remote.seen], [b"b@near.test"])
+        self.assertIn(number, self.queue.messages)
+        self.hold()
+        self.go()
+        self.assertEqual([recipient for _, recipient in self.remote.seen], [b"b@near.test", b"a@far.test"])
+
+    def test_hold_during_a_pass(self) -> None:
+        """What is not started yet is kept back."""
+        self.concurrency = {"local": 10, "remote": 1}
+        self.manager = self.build()
+        self.manager._read_holds = lambda: Holds(self.held)
+        self.steering = Steering(self.manager)
+        self.start()
+        number = self.queue.send(b"ann@x.test", b"a@far.test", b"b@far.test")
+        self.go()
+        self.hold(Hold.of_message(number, self.queue.infos[number].birth))
+        self.remote.open[0][1].callback(Report.success())
+        self.go(5000)
+        self.assertEqual(len(self.remote.seen), 1)
+        self.hold()
+        self.go()
+        self.assertEqual(len(self.remote.seen), 2)
+
+    def test_retry(self) -> None:
+        number = self.deferred_message()
+        self.steering.retry([number])
+        self.go()
+        self.assertEqual((len(self.remote.seen), len(self.local.seen)), (2, 2))
+
+
+class DeskTests(SteeringCase):
+    def ask(self, request: bytes, uid: int = 7) -> dict[str, Any]:
+        factory = DeskFactory(self.steering, frozenset((0, 7)), lambda _: uid)
+        protocol = factory.buildProtocol(None)
+        transport = StringTransport()
+        protocol.makeConnection(transport)
+        for position in range(len(request)):
+            protocol.dataReceived(request[position : position + 1])
+        self.assertTrue(transport.disconnecting)
+        answer: dict[str, Any] = json.loads(transport.value().partition(b":")[2][:-1])
+        return answer
+
+    def asked(self, **request: Any) -> dict[str, Any]:
+        text = json.dumps(request).encode()
+        return self.ask(b"%d:%b," % (len(text), text))
+
+    def test_attempts(self) -> None:
+        """Every attempt with its reply; forgotten with the message."""
+        number = self.deferred_message()
+        self.go(400)
+        [local, remote] = sorted(self.asked(op="attempts", numbers=[number])["attempts"][str(number)], key=str)[::1]
+        found = {one["channel"]: one for one in (local, remote)}
+        self.assertEqual([one["text"] for one in found["remote"]["attempts"]], ["greylisted\n"] * 2)
+        self.assertEqual(found["local"]["address"], "joe@here.test")
+        self.assertEqual(self.asked(op=DROP, number=number), {"count": 0})
+        self.assertEqual(self.asked(op="attempts", numbers=None), {"attempts": {}})
+
+    def test_others_are_refused(self) -> None:
+        self.assertIn("only root", self.ask(b'15:{"op": "holds"},', uid=8)["error"])
+        self.assertEqual(self.asked(op="holds"), {})
+
+    def test_nonsense(self) -> None:
+        self.start()
+        for request in (b"x", b"2:{},", b"2:[],", b"3:{{{,", b"99999999:"):
+            self.assertIn("no request", self.ask(request)["error"])
+        self.assertIn("no request", self.asked(op="retry", numbers=["x"])["error"])
+        self.assertIn("unknown operation", self.asked(op="explode")["error"])
