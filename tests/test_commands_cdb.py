@@ -110,7 +110,8 @@ class RulesTests(CommandCase):
             ({"TCPREMOTEIP": "10.1.2.4"}, b"rule 10.1.2.4:\ndeny connection\n"),
             (
                 {"TCPREMOTEHOST": "a.example.net"},
-                b"rule =.example.net:\nset environment variable A=1\nset environment variable B=x y\nallow connection\n",
+                b"rule =.example.net:\nset environment variable A=1\nset environment variable B=x y\n"
+                b"allow connection\n",
             ),
             ({}, b"rule :\nallow connection\n"),
         ):

@@ -46,7 +46,7 @@ class ConfigFastTests(CommandCase):
             self.assertEqual((config_fast.default_domain(name), config_fast.plus_domain(name)), (default, plus))
 
     def test_appends(self) -> None:
-        """§24: what is in locals and rcpthosts stays; nothing is there twice; a last line without its end is no trap."""
+        """§24: what is in locals and rcpthosts stays; nothing is there twice; a last line without its end counts."""
         self.write("control/locals", b"old.test")
         self.write("control/rcpthosts", b"mx.example.test\nold.test\n")
         self.check("config_fast", "mx.example.test")
@@ -182,6 +182,9 @@ class InstalledTests(CommandCase):
     def test_record(self) -> None:
         """What is installed here is found: it is how `make` puts the package into its environment."""
         found = dict(install_links.installed())
+        if not found:
+            self.skipTest("the package is not installed, only on the path")
+        self.assertIn("qtwist", found)
         for name, path in found.items():
             self.assertEqual(os.path.basename(path), name)
             self.assertTrue(os.access(path, os.X_OK))

@@ -1,4 +1,4 @@
-"""Tests of qmailctl: *Life with qmail* 2.8.2.1; spec/related.md §5.1, §5.2, §5.4. The real daemon: e2e/test_qmailctl.py."""
+"""Tests of qmailctl: *Life with qmail* 2.8.2.1, spec/related.md §5.1, §5.2, §5.4. In e2e/ is one with a daemon."""
 
 from __future__ import annotations
 

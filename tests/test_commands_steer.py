@@ -273,7 +273,7 @@ class LiveTests(SteerCase, TestCase):
             self.assertIn("next in ", output)
             self.assertEqual(await deferToThread(self.listed, "--reason", "greylist", "--sender", "<>"), [self.second])
             await deferToThread(self.done, "hold", "sender", "ann@x.test")
-            self.assertEqual(len(send.manager.holds.entries), 1)
+            self.assertEqual(len(send.manager.keeper.holds.entries), 1)
             await deferToThread(self.done, "drop", "--yes", str(self.first))
             self.assertNotIn(self.first, await deferToThread(self.listed))
             # Before anything else comes into the queue: it might get the number.

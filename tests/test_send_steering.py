@@ -21,7 +21,7 @@ class SteeringCase(ManagerCase):
     def setUp(self) -> None:
         super().setUp()
         self.held: list[Hold] = []
-        self.manager._read_holds = lambda: Holds(self.held)
+        self.manager.keeper._read = lambda: Holds(self.held)
         self.steering = Steering(self.manager)
 
     def settle(self, number: int, verdict: str) -> Deferred[int]:
@@ -54,7 +54,7 @@ class SettleTests(SteeringCase):
         self.assertIn(b"<joe@here.test>:\n", notice)
         self.assertIn(f"fail msg {number} by uid 7", self.log_but_status()[0])
         self.assertNotIn(number, self.queue.messages)
-        self.assertEqual(self.manager.claimed, set())
+        self.assertEqual(self.manager.keeper.claimed, set())
 
     def test_drop(self) -> None:
         """Nothing is sent, not even what had failed before."""
@@ -138,7 +138,7 @@ class HoldTests(SteeringCase):
         """What is not started yet is kept back."""
         self.concurrency = {"local": 10, "remote": 1}
         self.manager = self.build()
-        self.manager._read_holds = lambda: Holds(self.held)
+        self.manager.keeper._read = lambda: Holds(self.held)
         self.steering = Steering(self.manager)
         self.start()
         number = self.queue.send(b"ann@x.test", b"a@far.test", b"b@far.test")

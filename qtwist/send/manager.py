@@ -22,12 +22,13 @@ from twisted.logger import Logger
 
 from qtwist.interfaces import Delivery, IQueue, ISpawner, MessageInfo, Preprocessed, QueueError, RecipientRecord
 from qtwist.mail.envelope import Report
-from qtwist.mail.holds import Hold, Holds
+from qtwist.mail.holds import Holds
 from qtwist.mail.qsbmf import recipient_paragraph
 from qtwist.mail.rewriting import Rewriter
 from qtwist.mail.verp import expand
 from qtwist.send.bounces import BounceSettings, inject_bounce
 from qtwist.send.history import History
+from qtwist.send.keeping import Keeper
 from qtwist.send.log import SendLog
 from qtwist.send.schedule import READ_AHEAD, Channel, Pass, next_attempt
 
@@ -63,8 +64,7 @@ class QueueManager(Service):
 
     `spawners` maps ``"local"`` and ``"remote"`` to the deliveries. `reread` returns a fresh :class:`Rewriter` from
     control/locals and control/virtualdomains (HUP, §9.2), or raises an exception whose text says what is wrong;
-    `read_holds` does the same for what is kept back, and is called at the start, too. Messages in `claimed` are left
-    alone; :mod:`qtwist.send.steering` works on them.
+    `read_holds` does the same for what is kept back, and is called at the start, too.
     """
 
     name = "send"
@@ -87,11 +87,8 @@ class QueueManager(Service):
         self.exiting = False
         self._reread = reread
         self._rewriter = settings.rewriter
-        self._read_holds = read_holds
-        self.holds = Holds()
+        self.keeper = Keeper(read_holds, self.original)
         self.history = History()
-        self.claimed: set[int] = set()
-        self._kept_back: dict[int, set[Hold]] = {}  # messages of which something was not tried, and why
         self._settling: set[int] = set()  # messages whose pass is over, or which are ending
         self.channels = {
             name: Channel(name, min(settings.concurrency[name], spawners[name].limit)) for name in ("local", "remote")
@@ -109,7 +106,7 @@ class QueueManager(Service):
 
     def startService(self) -> None:
         """Take the queue's lock and begin. BlockingIOError when another queue manager runs on this queue."""
-        self.holds = self._read_holds()
+        self.keeper.reread()
         self.queue.lock()
         super().startService()
         self._log_status()
@@ -135,41 +132,17 @@ class QueueManager(Service):
 
     def reread_holds(self) -> None:
         """Keep back what is to be kept back from now on, and try what no longer is. Raises what `read_holds` raises."""
-        self.holds = self._read_holds()
+        free = self.keeper.reread()
         self.keep_back()
-        free = [number for number, why in self._kept_back.items() if any(hold not in self.holds for hold in why)]
-        for number in free:
-            del self._kept_back[number]
         self.retry(free)
 
     def keep_back(self) -> None:
         """Take what is held or claimed out of the open passes; deliveries that run go on."""
         for channel in self.channels.values():
             for one in list(channel.passes.values()):
-                self._sift(one)
+                self.keeper.sift(one)
                 if one.is_over:
                     self._task(self._go_on(channel, one))
-
-    def _sift(self, one: Pass) -> None:
-        """Take what is held or claimed out of one pass; it stays for a later one."""
-        hold = self.holds.of_message(one.number, one.birth, one.sender)
-        if hold is not None or one.number in self.claimed:
-            if hold is not None:
-                self._kept_back.setdefault(one.number, set()).add(hold)
-            one.left = one.left or bool(one.pending) or not one.at_end
-            one.pending.clear()
-            one.at_end = True
-            return
-        for record in list(one.pending) if self.holds.entries else ():
-            hold = self.hold_of(record.address)
-            if hold is not None:
-                self._kept_back.setdefault(one.number, set()).add(hold)
-                one.pending.remove(record)
-                one.left = True
-
-    def hold_of(self, address: bytes) -> Hold | None:
-        """Why a recipient is held, by the address as it is delivered to or as its sender knew it."""
-        return self.holds.of_recipient(address) or self.holds.of_recipient(self.original(address))
 
     def original(self, address: bytes) -> bytes:
         """A rewritten address as its sender knew it."""
@@ -343,13 +316,11 @@ class QueueManager(Service):
             self._pump()
             return
         now = self.clock.seconds()
-        if number in self.claimed:
+        if number in self.keeper.claimed:
             channel.give_back(number, now + 1)
             self._pump()
             return
-        hold = self.holds.of_message(number, info.birth, info.sender)
-        if hold is not None:
-            self._kept_back.setdefault(number, set()).add(hold)
+        if self.keeper.keeps(number, info.birth, info.sender):
             channel.give_back(number, next_attempt(info.birth, now, channel.name))
             self._pump()
             return
@@ -375,7 +346,7 @@ class QueueManager(Service):
                 records, one.offset = await self.queue.recipients(one.number, channel.name, one.offset, READ_AHEAD)
                 one.pending.extend(record for record in records if not record.done)
                 one.at_end = len(records) < READ_AHEAD
-                self._sift(one)
+                self.keeper.sift(one)
                 if one.pending or one.at_end:
                     break
         except OSError:
@@ -494,7 +465,7 @@ class QueueManager(Service):
                 self.log.end(number)
                 logged = True
                 self.history.forget(number)
-                self._kept_back.pop(number, None)
+                self.keeper.forget(number)
             await self.queue.finish(number)
         except QueueError as error:
             self.log.warning(f"trouble injecting bounce message, will try later: {error}")

@@ -86,9 +86,9 @@ class Steering:
         Deliveries that run are waited for. The message ends in the usual way: what it bounces goes to its sender.
         """
         manager = self._manager
-        if number in manager.claimed:
+        if number in manager.keeper.claimed:
             raise SteeringError(f"message {number}: somebody else is at it")
-        manager.claimed.add(number)
+        manager.keeper.claimed.add(number)
         due: dict[str, float] = {}
         try:
             due = await self._wait(number)
@@ -99,7 +99,7 @@ class Steering:
         finally:
             for name, when in due.items():  # what is left after trouble
                 manager.channels[name].add(number, when)
-            manager.claimed.discard(number)
+            manager.keeper.claimed.discard(number)
             manager.retry(())
 
     async def _wait(self, number: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""qmailctl and what looks at the queue, with a daemon that runs by itself: *Life with qmail* 2.8.2.1, spec/qmail.md §22."""
+"""qmailctl with a daemon that runs by itself: *Life with qmail* 2.8.2.1, spec/qmail.md §22."""
 
 from __future__ import annotations
 
