@@ -12,6 +12,7 @@ from unittest import SkipTest
 from twisted.trial.unittest import SynchronousTestCase
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PYTHONPATH = os.pathsep.join([CHECKOUT, *filter(None, [os.environ.get("PYTHONPATH")])])
 PATIENCE = 60
 
 
@@ -58,7 +59,7 @@ class CommandCase(SynchronousTestCase):
             cwd=self.home,
             env={
                 "PATH": os.environ.get("PATH", os.defpath),
-                "PYTHONPATH": CHECKOUT,
+                "PYTHONPATH": PYTHONPATH,
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "QTWISTHOME": self.home,
                 **environ,

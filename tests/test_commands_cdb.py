@@ -8,7 +8,7 @@ import random
 import sys
 
 from qtwist.files.cdb_text import format_record
-from tests.command_tools import CHECKOUT, CommandCase, debian
+from tests.command_tools import PYTHONPATH, CommandCase, debian
 
 RULES = b'127.:allow,RELAYCLIENT=""\n10.1.2.3-4:deny\nnocolonline\n=.example.net:allow,A="1",B=/x y/\n:allow\n'
 MANY = (
@@ -69,7 +69,7 @@ class CDBTests(CommandCase):
         self.check("cdbmake", "x.cdb", "x.tmp", stdin=b"+1,1:a->b\n\n")
         code = "import sys; from qtwist.commands.cdbdump import main; sys.exit(main())"
         shell = f'exec "{sys.executable}" -c "{code}" <x.cdb'
-        self.assertEqual(self.other("/bin/sh", "-c", shell, PYTHONPATH=CHECKOUT), (0, b"+1,1:a->b\n\n"))
+        self.assertEqual(self.other("/bin/sh", "-c", shell, PYTHONPATH=PYTHONPATH), (0, b"+1,1:a->b\n\n"))
 
     def test_bad_input(self) -> None:
         """§1.2: exit 111, and the old database stays, with nothing beside it."""

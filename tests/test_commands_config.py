@@ -96,7 +96,10 @@ class ConfigTests(ConfigFastTests):
     def test_dns(self) -> None:
         """§24: locals anew from the names of all addresses, and rcpthosts the same."""
         self.write("control/locals", b"old.test\n")
+        mask = os.umask(0o077)
+        self.addCleanup(os.umask, mask)
         self.assertEqual(config.main([], Names()), 0)
+        self.assertEqual(stat.S_IMODE(os.stat(self.path("control/me")).st_mode), 0o644)
         control = self.control()
         self.assertEqual(control["me"], b"mx.example.test\n")
         self.assertEqual(control["defaultdomain"], b"example.test\n")

@@ -15,7 +15,7 @@ import time
 from qtwist.commands import maildir2mbox
 from qtwist.commands.maildirwatch import screen
 from qtwist.files.maildir_reading import Entry, clean, scan
-from tests.command_tools import CHECKOUT, CommandCase
+from tests.command_tools import PYTHONPATH, CommandCase
 
 WHEN = 1795353565  # Sun Nov 22 13:19:25 2026 UTC
 DATE = b"Sun Nov 22 13:19:25 2026"
@@ -130,7 +130,7 @@ class Maildir2mboxTests(MaildirCase):
         self.write("mbox", b"From a\n\nb\n\n")
         shell = f'ulimit -f 64; exec "{sys.executable}" -c "$0"'
         code = "from qtwist.commands.maildir2mbox import main; raise SystemExit(main())"
-        environ = {"MAILDIR": self.maildir, "MAIL": self.path("mbox"), "MAILTMP": "x", "PYTHONPATH": CHECKOUT}
+        environ = {"MAILDIR": self.maildir, "MAIL": self.path("mbox"), "MAILTMP": "x", "PYTHONPATH": PYTHONPATH}
         exit_code, _ = self.other("/bin/sh", "-c", shell, code, **environ)
         self.assertEqual((exit_code, self.read("mbox"), self.left()), (111, b"From a\n\nb\n\n", ["new/1"]))
 

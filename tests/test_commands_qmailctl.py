@@ -197,6 +197,11 @@ class AloneTests(QmailctlCase):
         os.symlink(path, self.path(f"proc/{PID}/fd/5"))
         self.assertEqual(supervision.daemon(self.home, self.machine), PID)
 
+    def test_unknown_process(self) -> None:
+        """A process outside of our container has no number here."""
+        self.lock(0)
+        self.assertEqual(supervision.daemon(self.home, self.machine), None)
+
     def test_pid_file(self) -> None:
         """Where the system does not tell who holds locks."""
         os.unlink(self.path("proc/locks"))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import struct
 import time
 
+from qtwist.commands import tcpok
 from qtwist.commands.showctl import _ORDER
 from qtwist.queue.layout import create_queue
 from tests.command_tools import CommandCase
@@ -110,6 +113,18 @@ class TcptoTests(QueueCase):
         self.assertEqual(self.read("queue/lock/tcpto"), bytes(1024))
         self.assertEqual(os.stat(self.table).st_ino, inode)
         self.assertEqual(self.check("tcpto"), b"")
+
+    def test_locked(self) -> None:
+        """§15.7: nothing is written without the lock."""
+
+        def refuse(fd: int, operation: int) -> None:
+            self.assertEqual(operation, fcntl.LOCK_EX)
+            raise OSError(errno.ENOLCK, "no locks")
+
+        before = self.read("queue/lock/tcpto")
+        self.patch(fcntl, "flock", refuse)
+        self.assertRaises(OSError, tcpok.clear, self.table)
+        self.assertEqual(self.read("queue/lock/tcpto"), before)
 
     def test_trouble(self) -> None:
         """§22: qmail-tcpto complains on standard output."""

@@ -65,6 +65,7 @@ class Plan:
         return [
             ("control", 0o755),
             ("alias", 0o755),
+            ("run", 0o755),
             ("users", 0o755),
             ("log", 0o755),
             ("mail", 0o755),

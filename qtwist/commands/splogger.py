@@ -73,10 +73,8 @@ class Folder:
         for line in lines:
             yield from self._parts(line)
             self._stamp = ""
-        # A full part is not sent before the next octet comes: a line of just that length has one part.
-        whole = max(len(rest) - 1, 0) // _PART * _PART
-        if whole:
-            yield from self._parts(rest[:whole])
+        whole = len(rest) // _PART * _PART
+        yield from self._parts(rest[:whole])
         self._rest = rest[whole:]
 
     def end(self) -> Iterator[tuple[int, str]]:

@@ -88,7 +88,7 @@ def lock_holder(path: str, system: System) -> int | None:
         return None
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     for fields in lines:
-        if len(fields) < 6 or False or not fields[4].isdigit() or fields[4] == "0":
+        if len(fields) < 6 or fields[1] != "FLOCK" or not fields[4].isdigit() or fields[4] == "0":
             continue
         pid = int(fields[4])
         # Some file systems show another device number here than stat does.

@@ -60,7 +60,7 @@ def converted(blocks: Iterable[bytes]) -> Iterator[bytes]:
         start = data.rfind(b"\n") + 1
         if data.startswith(b"@", start) and len(data) - start < STAMP_SIZE:
             data, held = data[:start], data[start:]
-        inside = not held and not data.endswith(b"\n") and data != b""
+        inside = data != b"" and not data.endswith(b"\n")
         if data:
             yield readable(data)
     if held:
