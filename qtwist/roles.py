@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
+from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from qtwist.control import ControlError, Listener
@@ -36,6 +37,32 @@ STOP_PATIENCE = 30
 
 class StartError(Exception):
     """Why a service cannot start, in one line for the administrator."""
+
+
+def _open(place: DoorPlace, home: Home, factory: Factory) -> IListeningPort:
+    """Listen on a Unix socket in HOME/run. StartError when that cannot be."""
+    try:
+        return place.listen(home.reactor, factory)
+    except (OSError, CannotListenError) as error:
+        cause = error.socketError if isinstance(error, CannotListenError) else error
+        text = getattr(cause, "strerror", None) or str(cause)
+        raise StartError(f"{place.path}: {text}, expected to open a socket there") from error
+
+
+async def _close(place: DoorPlace, port: IListeningPort | None) -> None:
+    """Listen no longer; harmless where nothing was opened."""
+    if port is not None:
+        # The port removes its socket; somebody else may have done so.
+        await maybeDeferred(port.stopListening).addErrback(lambda failure: failure.trap(FileNotFoundError))
+    place.close()
+
+
+async def _drain(factory: SMTPFactory | DoorFactory, home: Home) -> None:
+    """Wait until the clients are gone; those that take longer than our patience are cut off."""
+    patience = home.reactor.callLater(STOP_PATIENCE, factory.abort)
+    await factory.drain()
+    if patience.active():
+        patience.cancel()
 
 
 class SMTPService(Service):
@@ -90,11 +117,7 @@ class SMTPService(Service):
     async def _stop(self) -> None:
         ports, self.ports = self.ports, []
         await gatherResults([maybeDeferred(port.stopListening) for port in ports])
-        drained = self.factory.drain()
-        patience = self.home.reactor.callLater(STOP_PATIENCE, self.factory.abort)
-        await drained
-        if patience.active():
-            patience.cancel()
+        await _drain(self.factory, self.home)
         await maybeDeferred(self.home.leave_queue)
 
 
@@ -117,12 +140,7 @@ class DoorService(Service):
         self._own = os.geteuid()
         self._alias = owner(os.path.join(self.home.path, "alias"))
         self.home.use_queue()
-        try:
-            self._port = self.place.listen(self.home.reactor, self.factory)
-        except (OSError, CannotListenError) as error:
-            cause = error.socketError if isinstance(error, CannotListenError) else error
-            text = getattr(cause, "strerror", None) or str(cause)
-            raise StartError(f"{self.place.path}: {text}, expected to open the queue's door there") from error
+        self._port = _open(self.place, self.home, self.factory)
 
     def _origin(self, uid: int) -> Origin:
         return origin_of(uid, self._own, self._alias)
@@ -133,15 +151,8 @@ class DoorService(Service):
 
     async def _stop(self) -> None:
         port, self._port = self._port, None
-        if port is not None:
-            # The port removes its socket; somebody else may have done so.
-            await maybeDeferred(port.stopListening).addErrback(lambda failure: failure.trap(FileNotFoundError))
-        self.place.close()
-        drained = self.factory.drain()
-        patience = self.home.reactor.callLater(STOP_PATIENCE, self.factory.abort)
-        await drained
-        if patience.active():
-            patience.cancel()
+        await _close(self.place, port)
+        await _drain(self.factory, self.home)
         await maybeDeferred(self.home.leave_queue)
 
 
@@ -150,7 +161,7 @@ class DeskService(Service):
 
     def __init__(self, home: Home, send: SendService) -> None:
         self.place = DoorPlace(os.path.join(home.path, "run"), "control", 0o600)
-        self._reactor = home.reactor
+        self._home = home
         self._send = send
         self._port: IListeningPort | None = None
 
@@ -158,12 +169,7 @@ class DeskService(Service):
         """StartError when the socket cannot be made."""
         super().startService()
         factory = DeskFactory(Steering(self._send.manager), frozenset((0, os.geteuid())))
-        try:
-            self._port = self.place.listen(self._reactor, factory)
-        except (OSError, CannotListenError) as error:
-            cause = error.socketError if isinstance(error, CannotListenError) else error
-            text = getattr(cause, "strerror", None) or str(cause)
-            raise StartError(f"{self.place.path}: {text}, expected to open a socket there") from error
+        self._port = _open(self.place, self._home, factory)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
@@ -171,9 +177,7 @@ class DeskService(Service):
 
     async def _stop(self) -> None:
         port, self._port = self._port, None
-        if port is not None:
-            await maybeDeferred(port.stopListening).addErrback(lambda failure: failure.trap(FileNotFoundError))
-        self.place.close()
+        await _close(self.place, port)
 
 
 class SendService(Service):
