@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.files.disk import RealDisk
-from qtwist.queue import client
+from qtwist.queue import client, direct, program
 from qtwist.queue.client import QueueRefused, report, submit, submit_later
 from qtwist.queue.layout import create_queue
 from tests.unprivileged import as_user, folder
+
+# What the client imports only when it needs it: a checkout of root's may be closed to the account that does.
+LATE_IMPORTS = (direct, program)
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

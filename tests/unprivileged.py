@@ -32,7 +32,10 @@ def folder(test: SynchronousTestCase) -> bytes:
 
 
 def as_user(function: Callable[[], T]) -> T:
-    """What `function` returns (it must be picklable) or raises, carried out as an ordinary user."""
+    """What `function` returns (it must be picklable) or raises, carried out as an ordinary user.
+
+    That user may not be able to enter root's checkout: import beforehand what `function` imports late.
+    """
     if os.geteuid() != 0:
         return function()
     reader, writer = os.pipe()
