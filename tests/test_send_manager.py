@@ -308,6 +308,23 @@ class ManyAtOnce(ManagerCase):
         self.assertEqual(self.log()[0], "status: local 0/10 remote 0/3")
 
 
+class OneChannelOnHold(ManagerCase):
+    concurrency = {"local": 10, "remote": 0}
+
+    def test_the_other_one_keeps_its_times(self) -> None:
+        """§9.1: mail that is due on a channel on hold does not keep the other channel from its next try."""
+        self.local.answers[b"joe@here.test"] = Report.deferral(b"later\n")
+        self.start()
+        held = self.queue.send(b"ann@far.test", b"bob@far.test")
+        number = self.queue.send(b"ann@far.test", b"joe@here.test")
+        self.go()
+        self.log()
+        self.local.answers[b"joe@here.test"] = Report.success()
+        self.go(100)
+        self.assertEqual(self.log_but_status()[-1], f"end msg {number}")
+        self.assertIn((held, "remote"), self.queue.files)
+
+
 class Signals(ManagerCase):
     def test_alarm_tries_all_now(self) -> None:
         """§9.2 ALRM."""

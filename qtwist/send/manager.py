@@ -290,12 +290,11 @@ class QueueManager(Service):
                     self._use_slots(channel)
         finally:
             self._pumping = False
-        due = [when for channel in self.channels.values() if (when := channel.next_due()) is not None]
+        now = self.clock.seconds()
+        # A channel whose mail is overdue has its passes full, or is on hold: it is looked at when a pass ends.
+        due = [when for channel in self.channels.values() if (when := channel.next_due()) is not None and when > now]
         if due:
-            wait = min(due) - self.clock.seconds()
-            # A message that is due but finds too many passes open is looked at again when one of them ends.
-            if wait > 0:
-                self._later("pass", wait, self._pump)
+            self._later("pass", min(due) - now, self._pump)
 
     def _use_slots(self, channel: Channel) -> None:
         while (number := channel.take_due(self.clock.seconds())) is not None:
