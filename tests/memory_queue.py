@@ -49,7 +49,8 @@ class MemoryIncoming:
 
 @implementer(IQueue)
 class MemoryQueue:
-    """Messages in dicts. `broken` names methods that fail with OSError; `refuse` is a code for every commit."""
+    """Messages in dicts. `broken` names methods that fail with OSError, `slow` those whose answers wait for
+    :meth:`resume`; `refuse` is a code for every commit."""
 
     split = 23
 
@@ -64,6 +65,8 @@ class MemoryQueue:
         self.origins: dict[int, Origin] = {}
         self.accepted: list[tuple[Envelope, bytes]] = []
         self.broken: set[str] = set()
+        self.slow: set[str] = set()
+        self._slowed: list[tuple[Deferred, object]] = []
         self.refuse = 0
         self.locked = False
         self.sweeps = 0
@@ -71,7 +74,17 @@ class MemoryQueue:
         self._next = 100
 
     def _answer(self, method: str, value: object = None) -> Deferred:
+        if method in self.slow:
+            answer: Deferred = Deferred()
+            self._slowed.append((answer, OSError(5, "Input/output error") if method in self.broken else value))
+            return answer
         return fail(OSError(5, "Input/output error")) if method in self.broken else succeed(value)
+
+    def resume(self) -> None:
+        """Give the answers that were held up."""
+        slowed, self._slowed = self._slowed, []
+        for answer, value in slowed:
+            (answer.errback if isinstance(value, OSError) else answer.callback)(value)
 
     def put(self, data: bytes, envelope: Envelope, origin: Origin) -> Accepted:
         self._next += 1

@@ -94,6 +94,26 @@ class SettleTests(SteeringCase):
         self.go(400)
         self.assertEqual(len(self.remote.seen), 2)
 
+    def test_pass_that_is_being_opened(self) -> None:
+        """Wherever the disk is slow while a pass opens or ends: the decision waits for it, and counts once."""
+        for method in ("info", "postpone", "recipients", "mark", "finish_channel"):
+            with self.subTest(method=method):
+                self.setUp()
+                number = self.deferred_message()
+                self.queue.slow.add(method)
+                self.manager.retry([number])
+                result = self.settle(number, FAIL)
+                self.manager.keep_back()
+                self.go()
+                self.queue.slow.clear()
+                self.queue.resume()
+                self.go(1)
+                self.go(1)
+                self.assertEqual(self.successResultOf(result), 2)
+                self.assertEqual(self.log_but_status().count(f"fail msg {number} by uid 7"), 1)
+                self.assertNotIn(number, self.queue.messages)
+                self.assertEqual(self.flushLoggedErrors(), [])
+
     def test_disk_trouble(self) -> None:
         """What the disk refuses leaves the message where it was."""
         number = self.deferred_message()

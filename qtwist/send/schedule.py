@@ -51,7 +51,7 @@ class Pass:
     pending: deque[RecipientRecord] = attrs.field(factory=deque)  # read, not yet started
     offset: int = 0  # where in the channel file the next records start
     at_end: bool = False  # the whole file has been read
-    reading: bool = False  # records have been asked for
+    reading: bool = True  # records have been asked for, or will be as soon as the pass is recorded: it is not over
     running: int = 0  # deliveries under way, their marks included
     left: bool = False  # some recipient stays for the next try
     birth: float = 0
