@@ -21,7 +21,7 @@ from typing import Any
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 
-from qtwist.control import Control, ControlError
+from qtwist.control import Control, ControlError, Listener
 from qtwist.dns.resolver import make_resolver
 from qtwist.files.disk import RealDisk
 from qtwist.interfaces import IQueue, IResolver, ISpawner
@@ -31,13 +31,13 @@ from qtwist.mail.rewriting import Rewriter
 from qtwist.policy import Policy
 from qtwist.queue.files import FileQueue
 from qtwist.queue.layout import LayoutError, check_access
-from qtwist.roles import DeskService, DoorService, SendService, SMTPService, StartError
+from qtwist.roles import DeskService, DoorService, SendService, ServerService, StartError
 from qtwist.send.bounces import BounceSettings
 from qtwist.send.manager import SendSettings
 from qtwist.smtpd.factory import SMTPFactory
 
-#: The roles of control/listen that this version serves.
-SERVED = ("smtp",)
+#: The roles of control/listen that this version serves, and the method of :class:`Home` that makes each.
+SERVED = {"smtp": "smtpd"}
 
 
 class Home:
@@ -119,14 +119,16 @@ class Home:
         except OSError as error:
             raise StartError(f"{lock}: {error.strerror}, expected the queue's lock") from error
 
-    def smtpd(self, policies: Sequence[Policy] = (), factory: Callable[..., SMTPFactory] = SMTPFactory) -> SMTPService:
+    def smtpd(
+        self, policies: Sequence[Policy] = (), factory: Callable[..., SMTPFactory] = SMTPFactory
+    ) -> ServerService:
         """The service that listens on all ``smtp`` lines of control/listen.
 
         `policies` are asked before those of control/policies and the standard ones. `factory` is called like
         :class:`~qtwist.smtpd.factory.SMTPFactory`, of which it may be a subclass.
         """
         made = factory(self.control, self.queue, policies, clock=self.reactor)
-        return SMTPService(self, made, [one for one in self.control.listeners() if one.role == "smtp"])
+        return ServerService(self, made, self._listeners("smtp"))
 
     def send(self, local: ISpawner | None = None, remote: ISpawner | None = None) -> SendService:
         """The service that delivers what is in the queue; spawners that are given take the place of our own."""
@@ -147,10 +149,16 @@ class Home:
         send.setServiceParent(services)
         self.desk(send).setServiceParent(services)
         self.door().setServiceParent(services)
-        self.smtpd().setServiceParent(services)
+        wanted = {listener.role for listener in self.control.listeners()}
+        for role, make in SERVED.items():
+            if role in wanted:
+                getattr(self, make)().setServiceParent(services)
         return services
 
     # What the services below share.
+
+    def _listeners(self, role: str) -> list[Listener]:
+        return [listener for listener in self.control.listeners() if listener.role == role]
 
     def use_queue(self) -> None:
         """Start the queue's threads, for the first of its users."""

@@ -1,10 +1,10 @@
-"""The roles as services: SMTP ports, the queue's door, and the queue manager with all that it needs to run."""
+"""The roles as services: servers with their ports, the queue's door, and the queue manager with all that it needs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
@@ -25,7 +25,7 @@ from qtwist.send.desk import DeskFactory
 from qtwist.send.log import LogFile, SendLog
 from qtwist.send.manager import QueueManager
 from qtwist.send.steering import Steering
-from qtwist.smtpd.factory import SMTPFactory
+from qtwist.serving import DrainingFactory
 
 if TYPE_CHECKING:
     from qtwist.home import Home
@@ -57,7 +57,7 @@ async def _close(place: DoorPlace, port: IListeningPort | None) -> None:
     place.close()
 
 
-async def _drain(factory: SMTPFactory | DoorFactory, home: Home) -> None:
+async def _drain(factory: DrainingFactory[Any], home: Home) -> None:
     """Wait until the clients are gone; those that take longer than our patience are cut off."""
     patience = home.reactor.callLater(STOP_PATIENCE, factory.abort)
     await factory.drain()
@@ -65,18 +65,22 @@ async def _drain(factory: SMTPFactory | DoorFactory, home: Home) -> None:
         patience.cancel()
 
 
-class SMTPService(Service):
-    """Ports with an SMTP factory behind them.
+class ServerService(Service):
+    """The ports of one role of control/listen, with its factory behind them.
 
     Ports are opened while the process still has the right to (privilegedStartService). A stop closes them, lets
-    messages that are coming in end, and sends everybody else away with 421.
+    messages that are coming in end, and sends everybody else away. `queueing` says whether the factory puts messages
+    into the queue of `home`.
     """
 
-    def __init__(self, home: Home, factory: SMTPFactory, listeners: Sequence[Listener]) -> None:
+    def __init__(
+        self, home: Home, factory: DrainingFactory[Any], listeners: Sequence[Listener], *, queueing: bool = True
+    ) -> None:
         self.home = home
         self.factory = factory
         self.ports: list[IListeningPort] = []
         self._listeners = listeners
+        self._queueing = queueing
 
     def privilegedStartService(self) -> None:
         super().privilegedStartService()
@@ -84,7 +88,8 @@ class SMTPService(Service):
 
     def startService(self) -> None:
         super().startService()
-        self.home.use_queue()
+        if self._queueing:
+            self.home.use_queue()
         self._listen()
 
     def _listen(self) -> None:
@@ -118,7 +123,8 @@ class SMTPService(Service):
         ports, self.ports = self.ports, []
         await gatherResults([maybeDeferred(port.stopListening) for port in ports])
         await _drain(self.factory, self.home)
-        await maybeDeferred(self.home.leave_queue)
+        if self._queueing:
+            await maybeDeferred(self.home.leave_queue)
 
 
 class DoorService(Service):

@@ -16,15 +16,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort, IReactorTime
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from qtwist.interfaces import Accepted, IIncomingMessage, IQueue, QueueError
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.mail.queue_texts import report
+from qtwist.serving import DrainingFactory
 from qtwist.wire.qmqp import QMQPServer
 
 log = Logger()
@@ -76,7 +76,7 @@ class DoorProtocol(Protocol):
         self.uid = factory.peer_uid(self.transport)
         self._last = self._begun = factory.clock.seconds()
         self._timer = factory.clock.callLater(SILENCE, self._tick)
-        others = factory.entered(self)
+        others = factory.connection_made(self)
         if others >= CONNECTIONS_PER_USER:
             # What the client sends meanwhile is not looked at, so this may come without the code of the chunked form.
             self._engine.chunked = True
@@ -109,7 +109,7 @@ class DoorProtocol(Protocol):
         self._ended = True
         if not self._committing:
             self._abort()
-        self.factory.left(self)
+        self.factory.connection_lost(self)
 
     def drain(self) -> None:
         """Leave, unless a message is coming in."""
@@ -185,10 +185,9 @@ class DoorProtocol(Protocol):
             self._answer(TIMEOUT, letter + text)
 
 
-class DoorFactory(Factory):
+class DoorFactory(DrainingFactory[DoorProtocol]):
     """Serves the door in front of `queue`; `origin` says what a user id is called (spec/qmail.md §6.2)."""
 
-    noisy = False
     protocol: Callable[[], DoorProtocol] = DoorProtocol  # type: ignore[assignment]  # narrower than Factory has it
 
     def __init__(
@@ -200,54 +199,36 @@ class DoorFactory(Factory):
         now: Callable[[], float] = time.time,
         peer_uid: Callable[[Any], int] = peer_uid,
     ) -> None:
+        super().__init__()
         self.queue = queue
         self.origin = origin
         self.clock = clock
         self.now = now
         self.peer_uid = peer_uid
         self.port: Any = None
-        self.connections: set[DoorProtocol] = set()
         self._users: Counter[int] = Counter()
-        self._drained: Deferred[None] | None = None
 
     def buildProtocol(self, addr: IAddress | None) -> DoorProtocol:  # type: ignore[override]
         connection = self.protocol()
         connection.factory = self
         return connection
 
-    def drain(self) -> Deferred[None]:
-        """Send away who has said nothing yet; fires when no connection is left."""
-        for connection in list(self.connections):
-            connection.drain()
-        if not self.connections:
-            return succeed(None)
-        self._drained = Deferred()
-        return self._drained
-
-    def abort(self) -> None:
-        """End all connections now."""
-        for connection in list(self.connections):
-            connection.abort()
-
-    def entered(self, connection: DoorProtocol) -> int:
-        """Called by each connection at its beginning; how many of the same user there were before."""
+    def connection_made(self, connection: DoorProtocol) -> int:
+        """Count a connection in; how many others there are of the same user."""
+        super().connection_made(connection)
         others = self._users[connection.uid]
         self._users[connection.uid] += 1
-        self.connections.add(connection)
         if len(self.connections) >= CONNECTIONS and self.port is not None:
             self.port.pauseProducing()
         return others
 
-    def left(self, connection: DoorProtocol) -> None:
-        """Called by each connection at its end."""
-        self.connections.discard(connection)
+    def connection_lost(self, connection: DoorProtocol) -> None:
         self._users[connection.uid] -= 1
         if not self._users[connection.uid]:
             del self._users[connection.uid]
-        if self.port is not None and self._drained is None:
+        if self.port is not None and not self.draining:
             self.port.resumeProducing()
-        if self._drained is not None and not self.connections:
-            self._drained.callback(None)
+        super().connection_lost(connection)
 
 
 class DoorPlace:

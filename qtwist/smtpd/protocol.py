@@ -74,8 +74,7 @@ class SMTPProtocol(Protocol):
         if set_no_delay is not None:
             set_no_delay(True)
         self.session = session = factory.make_session(transport)
-        others = len(factory.connections)
-        factory.connections.add(self)
+        others = factory.connection_made(self)
         transport.registerProducer(self, True)
         try:
             settings = factory.settings.get()

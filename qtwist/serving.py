@@ -1,0 +1,65 @@
+"""What all servers of ours share: they know their connections, so that they can be counted and end in peace."""
+
+from __future__ import annotations
+
+from typing import Generic, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.protocol import Factory
+
+
+class Connection(Protocol):
+    """What a connection has to have."""
+
+    def drain(self) -> None:
+        """Leave now or soon: what the client has begun may end, nothing new may begin."""
+
+    def abort(self) -> None:
+        """Leave at once, without a word."""
+
+
+C = TypeVar("C", bound=Connection)
+
+
+class DrainingFactory(Factory, Generic[C]):
+    """A factory that keeps account of its connections.
+
+    Each of them calls :meth:`connection_made` at its beginning and :meth:`connection_lost` at its end.
+    """
+
+    noisy = False
+
+    def __init__(self) -> None:
+        self.connections: set[C] = set()
+        self.draining = False
+        self._drained: list[Deferred[None]] = []
+
+    def connection_made(self, connection: C) -> int:
+        """Count a connection in; how many others there are."""
+        others = len(self.connections)
+        self.connections.add(connection)
+        return others
+
+    def connection_lost(self, connection: C) -> None:
+        """Count a connection out."""
+        self.connections.discard(connection)
+        if self.draining and not self.connections:
+            drained, self._drained = self._drained, []
+            for waiting in drained:
+                waiting.callback(None)
+
+    def drain(self) -> Deferred[None]:
+        """Begin nothing new: idle connections and new ones are sent away. Fires when no connection is left."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.drain()
+        if not self.connections:
+            return succeed(None)
+        drained: Deferred[None] = Deferred()
+        self._drained.append(drained)
+        return drained
+
+    def abort(self) -> None:
+        """End all connections now; what was not answered yet is not accepted."""
+        for connection in list(self.connections):
+            connection.abort()
