@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable
 
 #: What can be served; the first word of a line of control/listen.
+_ACCOUNTS = (b"qmaild", b"qmaill", b"qmailp", b"qmailq", b"qmailr")
+
 ROLES = ("smtp", "submission", "smtps", "qmtp", "qmqp", "pop3", "pop3s")
 
 Check = Callable[[bytes], "str | None"]
@@ -36,6 +38,15 @@ def number(least: int) -> Check:
 def host(line: bytes) -> str | None:
     """A host or domain name, or what else could be one: only what certainly is none is wrong."""
     return None if _HOST.fullmatch(line) else "a host name"
+
+
+def account(line: bytes) -> str | None:
+    """A line of accounts."""
+    role, colon, name = line.partition(b":")
+    if colon and role in _ACCOUNTS and re.fullmatch(rb"[A-Za-z_][A-Za-z0-9_.-]*", name):
+        return None
+    names = b", ".join(_ACCOUNTS).decode()
+    return f"qmail's name, a colon and the account, such as qmaild:smtpd; qmail's names are {names}"
 
 
 def domain(line: bytes) -> str | None:

@@ -45,6 +45,14 @@ _TABLE = (
         "me", LINE, ("all",), "start", "the name of this host; the default of many other files", check=checks.host
     ),
     ControlFile(
+        "accounts",
+        COLON_LIST,
+        ("twistd qtwist",),
+        "start",
+        "accounts in place of qmail's, for a daemon started as root",
+        check=checks.account,
+    ),
+    ControlFile(
         "badmailfrom", LIST, _SMTPD, "connection", "senders (or @domain) whose mail is refused", check=checks.sender
     ),
     ControlFile(
@@ -196,6 +204,15 @@ _TABLE = (
         "connection",
         "IP addresses or networks of clients that may send mail to anywhere",
         check=checks.network,
+    ),
+    ControlFile(
+        "smtpdworkers",
+        INTEGER,
+        ("twistd qtwist",),
+        "start",
+        "processes that serve SMTP, for a daemon started as root; 0 means one for each core",
+        0,
+        check=checks.number(0),
     ),
     ControlFile("smtpgreeting", LINE, _SMTPD, "connection", "the text of the greeting", me=True, check=checks.greeting),
     ControlFile("smtproutes", COLON_LIST, _REMOTE, "delivery", "relays for domains", check=checks.route),

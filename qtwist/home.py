@@ -134,9 +134,12 @@ class Home:
         """The service that delivers what is in the queue; spawners that are given take the place of our own."""
         return SendService(self, local, remote)
 
-    def door(self) -> DoorService:
-        """The service through which commands on this host hand in mail: HOME/run/queue."""
-        return DoorService(self)
+    def door(self, network: frozenset[int] = frozenset()) -> DoorService:
+        """The service through which mail is handed in on this host: HOME/run/queue.
+
+        `network` are the user ids of servers that are processes of their own.
+        """
+        return DoorService(self, network)
 
     def desk(self, send: SendService) -> DeskService:
         """The service that `qtwist queue` asks: HOME/run/control."""
@@ -149,11 +152,19 @@ class Home:
         send.setServiceParent(services)
         self.desk(send).setServiceParent(services)
         self.door().setServiceParent(services)
-        wanted = {listener.role for listener in self.control.listeners()}
-        for role, make in SERVED.items():
-            if role in wanted:
-                getattr(self, make)().setServiceParent(services)
+        for server in self.servers():
+            server.setServiceParent(services)
         return services
+
+    def servers(self) -> list[ServerService]:
+        """A service for each role that control/listen names."""
+        wanted = {listener.role for listener in self.control.listeners()}
+        return [self.server(role) for role in SERVED if role in wanted]
+
+    def server(self, role: str) -> ServerService:
+        """The service of a role of control/listen."""
+        service: ServerService = getattr(self, SERVED[role])()
+        return service
 
     # What the services below share.
 

@@ -99,7 +99,14 @@ class RecipientRecord:
     address: bytes
 
 
-class IQueue(Interface):
+class IQueueEntrance(Interface):
+    """Where servers put messages: the queue itself, or the way to a queue in another process."""
+
+    def begin(origin: Origin) -> IIncomingMessage:
+        """Start to accept a message; the queue adds its own Received line (spec/qmail.md §6.2)."""
+
+
+class IQueue(IQueueEntrance):
     """The store of accepted messages. The queue manager knows the queue by this alone (design §4).
 
     A message is a number N. ``channel`` is ``"local"`` or ``"remote"``. Methods that return a Deferred errback with
@@ -107,9 +114,6 @@ class IQueue(Interface):
     """
 
     split = Attribute("int: the number of subdirectories of mess, info, local, remote, as paths in warnings show it")
-
-    def begin(origin: Origin) -> IIncomingMessage:
-        """Start to accept a message; the queue adds its own Received line (spec/qmail.md §6.2)."""
 
     def on_todo(callback: Callable[[], None]) -> None:
         """Call `callback` in the reactor thread whenever todo/ may hold something new: after a commit of our own, and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,27 @@ async def _drain(factory: DrainingFactory[Any], home: Home) -> None:
         patience.cancel()
 
 
+def open_port(home: Home, listener: Listener, factory: Factory) -> IListeningPort:
+    """Listen as a line of control/listen says. ControlError or StartError when that cannot be."""
+    path = home.control.path("listen")
+    try:
+        endpoint = serverFromString(home.reactor, listener.endpoint)
+    except (ValueError, TypeError, KeyError, LookupError) as error:
+        raise ControlError(
+            path, listener.line, f"{listener.endpoint!r} ({error})", "an endpoint such as tcp:25"
+        ) from error
+    ports: list[IListeningPort] = []
+    failures: list[Failure] = []
+    endpoint.listen(factory).addCallbacks(ports.append, failures.append)
+    if failures:
+        reason = failures[0].value
+        cause = reason.socketError if isinstance(reason, CannotListenError) else reason
+        text = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(cause)
+        raise StartError(f"{path}, line {listener.line}: cannot listen on {listener.endpoint}: {text}")
+    [port] = ports
+    return port
+
+
 class ServerService(Service):
     """The ports of one role of control/listen, with its factory behind them.
 
@@ -82,6 +104,11 @@ class ServerService(Service):
         self._listeners = listeners
         self._queueing = queueing
 
+    def adopt(self, listening: socket.socket) -> None:
+        """Serve a socket that somebody else has opened, who keeps it; in place of those of control/listen."""
+        self._listeners = ()
+        self.ports.append(self.home.reactor.adoptStreamPort(listening.fileno(), listening.family, self.factory))
+
     def privilegedStartService(self) -> None:
         super().privilegedStartService()
         self._listen()
@@ -96,24 +123,8 @@ class ServerService(Service):
         """Open the ports, once. ControlError or StartError when one cannot be opened."""
         if self.ports:
             return
-        path = self.home.control.path("listen")
         for listener in self._listeners:
-            try:
-                endpoint = serverFromString(self.home.reactor, listener.endpoint)
-            except (ValueError, TypeError, KeyError, LookupError) as error:
-                raise ControlError(
-                    path, listener.line, f"{listener.endpoint!r} ({error})", "an endpoint such as tcp:25"
-                ) from error
-            failures: list[Failure] = []
-            endpoint.listen(self.factory).addCallbacks(self._opened, failures.append)
-            if failures:
-                reason = failures[0].value
-                cause = reason.socketError if isinstance(reason, CannotListenError) else reason
-                text = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(cause)
-                raise StartError(f"{path}, line {listener.line}: cannot listen on {listener.endpoint}: {text}")
-
-    def _opened(self, port: IListeningPort) -> None:
-        self.ports.append(port)
+            self.ports.append(open_port(self.home, listener, self.factory))
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
@@ -128,16 +139,19 @@ class ServerService(Service):
 
 
 class DoorService(Service):
-    """The queue's door, for the commands that hand in mail: the Unix socket HOME/run/queue.
+    """The queue's door, for the commands that hand in mail and for servers of other accounts: HOME/run/queue.
+
+    `network` are the user ids of those servers.
 
     Opened when the process has its final account, which has to own HOME/run. A stop lets messages that are coming in
     end.
     """
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, network: frozenset[int] = frozenset()) -> None:
         self.home = home
         self.place = DoorPlace(os.path.join(home.path, "run"))
-        self.factory = DoorFactory(home.queue, self._origin, clock=home.reactor)
+        self.factory = DoorFactory(home.queue, self._origin, clock=home.reactor, network=network)
+        self._network = network
         self._port: IListeningPort | None = None
 
     def startService(self) -> None:
@@ -149,7 +163,7 @@ class DoorService(Service):
         self._port = _open(self.place, self.home, self.factory)
 
     def _origin(self, uid: int) -> Origin:
-        return origin_of(uid, self._own, self._alias)
+        return origin_of(uid, self._own, self._alias, self._network)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()

@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from qtwist.control import ControlError
 from qtwist.home import Home
 from qtwist.options import Options
+from qtwist.processes.supervisor import Supervisor
 from qtwist.roles import SendService, StartError
 
 __all__ = ["Options", "RootService", "makeService"]
@@ -34,9 +35,11 @@ def makeService(options: Options) -> RootService:
     if maillog is not None:
         maillog = os.path.abspath(maillog)
     home = Home(options.home, maillog=maillog)
+    pidfile = twistd["pidfile"] if twistd else None
+    kind = SupervisedService if os.geteuid() == 0 and not (twistd and twistd["uid"]) else EmbeddedService
     try:
         home.check()
-        return RootService(home, pidfile=twistd["pidfile"] if twistd else None, in_foreground=in_foreground)
+        return kind(home, pidfile=pidfile, in_foreground=in_foreground)
     except (StartError, ControlError) as error:
         raise SystemExit(f"qtwist: {error}") from None
 
@@ -50,7 +53,7 @@ def _raise_descriptor_limit() -> None:
 
 
 class RootService(MultiService):
-    """All services of a home in one process, as an ordinary user.
+    """All services of a home, as twistd runs them.
 
     HUP rereads what can change, ALRM makes all queued mail due, TERM finishes what runs and ends with exit code 0
     (spec/qmail.md §9.2).
@@ -62,21 +65,19 @@ class RootService(MultiService):
         self._pidfile = pidfile
         self._in_foreground = in_foreground
         self._terminating = False
-        self.sender: SendService = home.send()
-        self.sender.setServiceParent(self)
-        # After the queue manager: whoever has the queue's lock may open the queue's door.
-        home.desk(self.sender).setServiceParent(self)
-        home.door().setServiceParent(self)
-        home.smtpd().setServiceParent(self)
+
+    def reread(self) -> None:
+        """HUP."""
+        raise NotImplementedError
+
+    def retry_all(self) -> None:
+        """ALRM."""
+        raise NotImplementedError
 
     def privilegedStartService(self) -> None:
         self._start(super().privilegedStartService)
 
     def startService(self) -> None:
-        if os.geteuid() == 0:
-            self._refuse(
-                "started as root, and no mail is delivered as root: give twistd --uid and --gid of the home's owner"
-            )
         # Modes of queue files and mailboxes are given where they are made; this takes nothing away from them.
         os.umask(0o022)
         _raise_descriptor_limit()
@@ -109,8 +110,8 @@ class RootService(MultiService):
         def handle(number: int, call: Callable[[], None]) -> None:
             signal.signal(number, lambda *_: reactor.callFromThread(call))
 
-        handle(signal.SIGHUP, self.sender.reread)
-        handle(signal.SIGALRM, self.sender.retry_all)
+        handle(signal.SIGHUP, self.reread)
+        handle(signal.SIGALRM, self.retry_all)
         # twistd would end the process by the same signal; a clean stop exits 0.
         handle(signal.SIGTERM, self._terminate)
         handle(signal.SIGINT, self._terminate)
@@ -118,4 +119,59 @@ class RootService(MultiService):
     def _terminate(self) -> None:
         if not self._terminating:
             self._terminating = True
+            self.home.reactor.stop()
+
+
+class EmbeddedService(RootService):
+    """All roles in one process, as an ordinary user."""
+
+    def __init__(self, home: Home, pidfile: str | None = None, in_foreground: bool = True) -> None:
+        super().__init__(home, pidfile, in_foreground)
+        self.sender: SendService = home.send()
+        self.sender.setServiceParent(self)
+        # After the queue manager: whoever has the queue's lock may open the queue's door.
+        home.desk(self.sender).setServiceParent(self)
+        home.door().setServiceParent(self)
+        for server in home.servers():
+            server.setServiceParent(self)
+
+    def startService(self) -> None:
+        if os.geteuid() == 0:
+            self._refuse("twistd --uid gives root's user id, and no mail is delivered as root; leave it away")
+        super().startService()
+
+    def reread(self) -> None:
+        self.sender.reread()
+
+    def retry_all(self) -> None:
+        self.sender.retry_all()
+
+
+class SupervisedService(RootService):
+    """The roles as processes, each under its account; for a daemon that is started as root."""
+
+    def __init__(self, home: Home, pidfile: str | None = None, in_foreground: bool = True) -> None:
+        super().__init__(home, pidfile, in_foreground)
+        self.supervisor = Supervisor(home, pidfile, self._give_up)
+        self.supervisor.setServiceParent(self)
+        self._failed = False
+
+    def reread(self) -> None:
+        self.supervisor.reread()
+
+    def retry_all(self) -> None:
+        self.supervisor.retry_all()
+
+    def _handle_signals(self) -> None:
+        super()._handle_signals()
+        reactor = self.home.reactor
+        signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(self.supervisor.restart_servers))
+
+    def _give_up(self, text: str | None) -> None:
+        """End the process with an exit code that tells a service manager to start it again."""
+        if not self._failed:
+            self._failed = True
+            if text is not None:
+                os.write(2, f"qtwist: {text}\n".encode("utf-8", "surrogateescape"))
+            self.home.reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
             self.home.reactor.stop()

@@ -24,10 +24,12 @@ C = TypeVar("C", bound=Connection)
 class DrainingFactory(Factory, Generic[C]):
     """A factory that keeps account of its connections.
 
-    Each of them calls :meth:`connection_made` at its beginning and :meth:`connection_lost` at its end.
+    Each of them calls :meth:`connection_made` at its beginning and :meth:`connection_lost` at its end. `share` is how
+    many processes serve the same ports, so that each allows its share of what a control file allows.
     """
 
     noisy = False
+    share = 1
 
     def __init__(self) -> None:
         self.connections: set[C] = set()

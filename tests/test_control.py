@@ -17,6 +17,7 @@ TEXTS = st.lists(st.sampled_from([b"\n", b" ", b"\t", b"\r", b"#", b"a", b"7", b
 # §3, and the files that qtwist adds: kind, default without me, default from me.
 TABLE = {
     "me": ("line", None, False),
+    "accounts": ("colon list", None, False),
     "badmailfrom": ("list", None, False),
     "bouncefrom": ("line", b"MAILER-DAEMON", False),
     "bouncehost": ("line", b"bouncehost", True),
@@ -39,6 +40,7 @@ TABLE = {
     "qmqpservers": ("list", None, False),
     "queuelifetime": ("int", 604800, False),
     "rcpthosts": ("list", None, False),
+    "smtpdworkers": ("int", 0, False),
     "smtpgreeting": ("line", None, True),
     "smtproutes": ("colon list", None, False),
     "timeoutconnect": ("int", 60, False),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import attrs
+from dataclasses import dataclass
 
 from qtwist.files.cdb import CDB, CDBError, prefix_hashes
 
@@ -27,7 +26,7 @@ class RecordError(Exception):
     """A record of users/cdb without the six fields that it must have, or with ids that are no numbers."""
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """Who gets the mail of a local part: account, ids, home directory, and which .qmail file (`dash`, `ext`)."""
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
-
-import attrs
+from dataclasses import dataclass
 
 from qtwist.files.disk import Disk
 from qtwist.files.maildir import MaildirError, deliver_to_maildir
@@ -31,7 +30,7 @@ _HEADER_BLOCK = 16384
 _MAXIMUM_OUTPUT = 10_000
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Job:
     """One delivery, in the words of qmail-local's arguments (§13).
 
@@ -51,7 +50,7 @@ class Job:
     dry_run: bool = False
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Forwarded:
     """What the queue said to the forwarded message; `qp` counts when the report is a success."""
 
@@ -63,7 +62,7 @@ class Forwarded:
 Forward = Callable[[int, bytes, bytes, Sequence[bytes]], Forwarded]
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Parts:
     """What the engine needs from outside: `now` in seconds since the epoch, `hostname` for maildir names,
     `base_environment` for what programs get beside the variables of §13.3 (PATH), `program_timeout` in seconds."""
@@ -76,7 +75,7 @@ class Parts:
     program_timeout: float
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """The exit code that qmail-local would have given, and its output (standard output and error together)."""
 

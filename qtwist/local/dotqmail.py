@@ -6,14 +6,13 @@ Pure: no file is touched here; :mod:`qtwist.local.deliver` opens the files that 
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import attrs
+from dataclasses import dataclass
 
 #: The most octets that a .qmail file may have; the original has no bound (§26.1).
 MAXIMUM_SIZE = 1024 * 1024
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A file that may control the address: its name below the home directory, and the value of $DEFAULT if it does
     (None leaves the variable unset)."""
@@ -22,40 +21,40 @@ class Candidate:
     default: bytes | None
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Mbox:
     """Append to the mbox file `path`, taken from the home directory."""
 
     path: bytes
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Maildir:
     """Store in the maildir `path` (it ends in a slash), taken from the home directory."""
 
     path: bytes
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Program:
     """Run `command` with /bin/sh."""
 
     command: bytes
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Forward:
     """Send on to `address`."""
 
     address: bytes
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class ForwardOnly:
     """The directive ``+list``: no files and no programs from here on."""
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class BlankStart:
     """A blank first line, which is an error: an editor may have been at work."""
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qtwist.mail.address import quote2
 from qtwist.mail.dates import ctime_date
+from qtwist.mail.quoting import quote2
 from qtwist.mail.verp import owner_sender
 
 _BLANKS_TO_DASHES = bytes.maketrans(b" \t\n", b"---")

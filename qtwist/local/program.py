@@ -11,8 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
-
-import attrs
+from dataclasses import dataclass
 
 from qtwist.local.errors import AS_ROOT, PERMANENT, TEMPORARY, DeliveryError, reason
 
@@ -28,7 +27,7 @@ _READ_SIZE = 65536
 _LONGEST_POLL = 3600.0  # seconds; poll counts milliseconds in 32 bits
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Run:
     """What became of a program: its wait status as subprocess tells it (negative: killed by that signal), the first
     octets of what it said, and whether its time was up."""

@@ -9,8 +9,7 @@ import os
 import pwd
 import threading
 from collections.abc import Callable
-
-import attrs
+from dataclasses import dataclass
 
 from qtwist.files.assign import Assignment, RecordError, find_assignment
 from qtwist.files.cdb import CDB, CDBError
@@ -20,7 +19,7 @@ from qtwist.local.errors import BAD_RECORD, CDB_TROUBLE, NFS_TROUBLE, NO_ALIAS, 
 _NAME_SIZE = 32
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Account:
     """An account of the system; `home` is an absolute path."""
 
@@ -107,9 +106,13 @@ class Users:
 
     def find(self, local: bytes) -> Assignment:
         """The owner of `local`, the part of the address before the last ``@``; DeliveryError with a code of §11.3."""
-        assigned = self._assigned(local)
+        assigned = self.assigned(local)
         if assigned is not None:
             return assigned
+        return self.unassigned(local)
+
+    def unassigned(self, local: bytes) -> Assignment:
+        """The owner of a `local` that users/cdb does not know: an account of the system, else alias."""
         found = by_account(local, self._find_account, self._separator)
         if found is not None:
             return found
@@ -118,7 +121,8 @@ class Users:
             raise DeliveryError(NO_ALIAS)
         return Assignment(alias.name, alias.uid, alias.gid, alias.home, b"-", local)
 
-    def _assigned(self, local: bytes) -> Assignment | None:
+    def assigned(self, local: bytes) -> Assignment | None:
+        """The owner by users/cdb alone, None when it does not know `local`; DeliveryError as for :meth:`find`."""
         try:
             with self._lock:
                 # One reader for all threads: looking up takes microseconds.

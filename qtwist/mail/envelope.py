@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import attrs
+from dataclasses import dataclass
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Envelope:
     """Who sent a message and who shall get it.
 
@@ -17,7 +17,7 @@ class Envelope:
     recipients: tuple[bytes, ...]
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Origin:
     """Who put a message into the queue.
 
@@ -45,7 +45,7 @@ class Origin:
         return cls(uid, b"by alias")
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Report:
     """The result of one delivery, or of an attempt to queue (spec/qmail.md §11.1, §7).
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IReactorTime
 
-from qtwist.interfaces import IQueue
+from qtwist.interfaces import IQueueEntrance
 from qtwist.mail.envelope import Origin
 from qtwist.policy.badmailfrom import BadMailFrom
 from qtwist.policy.base import HOOKS, Policy, hooks
@@ -37,7 +37,7 @@ class PolicyFactory(DrainingFactory[C]):
     def __init__(
         self,
         control: Control,
-        queue: IQueue,
+        queue: IQueueEntrance,
         policies: Sequence[Policy] = (),
         *,
         clock: IReactorTime | None = None,

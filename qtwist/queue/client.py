@@ -177,6 +177,11 @@ def _answer(connection: _socket.socket) -> int:
         raise QueueRefused(TIMEOUT) from error
     except OSError as error:
         raise QueueRefused(BROKE_OFF) from error
+    return read_answer(answer)
+
+
+def read_answer(answer: bytes) -> int:
+    """The number behind ``qp`` in the whole answer of the door. QueueRefused for a refusal, and for what is none."""
     head, _, text = answer.partition(b":")
     if not (head.isdigit() and answer.endswith(b",") and int(head[:6]) == len(text) - 1):
         raise QueueRefused(BROKE_OFF)

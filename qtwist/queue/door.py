@@ -186,7 +186,10 @@ class DoorProtocol(Protocol):
 
 
 class DoorFactory(DrainingFactory[DoorProtocol]):
-    """Serves the door in front of `queue`; `origin` says what a user id is called (spec/qmail.md §6.2)."""
+    """Serves the door in front of `queue`; `origin` says what a user id is called (spec/qmail.md §6.2).
+
+    The accounts of `network` are our own servers, which limit their clients themselves: they are not counted.
+    """
 
     protocol: Callable[[], DoorProtocol] = DoorProtocol  # type: ignore[assignment]  # narrower than Factory has it
 
@@ -198,8 +201,10 @@ class DoorFactory(DrainingFactory[DoorProtocol]):
         clock: IReactorTime,
         now: Callable[[], float] = time.time,
         peer_uid: Callable[[Any], int] = peer_uid,
+        network: frozenset[int] = frozenset(),
     ) -> None:
         super().__init__()
+        self.network = network
         self.queue = queue
         self.origin = origin
         self.clock = clock
@@ -207,6 +212,7 @@ class DoorFactory(DrainingFactory[DoorProtocol]):
         self.peer_uid = peer_uid
         self.port: Any = None
         self._users: Counter[int] = Counter()
+        self._counted = 0
 
     def buildProtocol(self, addr: IAddress | None) -> DoorProtocol:  # type: ignore[override]
         connection = self.protocol()
@@ -216,18 +222,23 @@ class DoorFactory(DrainingFactory[DoorProtocol]):
     def connection_made(self, connection: DoorProtocol) -> int:
         """Count a connection in; how many others there are of the same user."""
         super().connection_made(connection)
+        if connection.uid in self.network:
+            return 0
         others = self._users[connection.uid]
         self._users[connection.uid] += 1
-        if len(self.connections) >= CONNECTIONS and self.port is not None:
+        self._counted += 1
+        if self._counted >= CONNECTIONS and self.port is not None:
             self.port.pauseProducing()
         return others
 
     def connection_lost(self, connection: DoorProtocol) -> None:
-        self._users[connection.uid] -= 1
-        if not self._users[connection.uid]:
-            del self._users[connection.uid]
-        if self.port is not None and not self.draining:
-            self.port.resumeProducing()
+        if connection.uid not in self.network:
+            self._counted -= 1
+            self._users[connection.uid] -= 1
+            if not self._users[connection.uid]:
+                del self._users[connection.uid]
+            if self.port is not None and not self.draining:
+                self.port.resumeProducing()
         super().connection_lost(connection)
 
 

@@ -7,13 +7,16 @@ import os
 from qtwist.mail.envelope import Origin
 
 
-def origin_of(uid: int, own: int, alias: int) -> Origin:
+def origin_of(uid: int, own: int, alias: int, network: frozenset[int] = frozenset()) -> Origin:
     """The origin of a message from the real user id `uid`.
 
     `own` is whom the queue belongs to, `alias` whom HOME/alias belongs to (-1: nobody). In a home of one account, where
-    both are the same, that account is a user like any other. Mail ``from network`` and ``for bounce`` is queued by
-    the daemon's own roles, which do not come through the door.
+    both are the same, that account is a user like any other. `network` are the accounts of servers that run as
+    processes of their own; in a daemon of one process, mail ``from network`` does not come through the door, and mail
+    ``for bounce`` never does.
     """
+    if uid in network:
+        return Origin.network(uid)
     if uid == alias != own:
         return Origin.alias(uid)
     return Origin.user(uid)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IAddress, IReactorTime
 
-from qtwist.interfaces import IQueue
+from qtwist.interfaces import IQueueEntrance
 from qtwist.policy.base import Policy
 from qtwist.policy.serving import PolicyFactory
 from qtwist.policy.session import Session
@@ -28,7 +28,7 @@ class SMTPFactory(PolicyFactory[SMTPProtocol]):
     def __init__(
         self,
         control: Control,
-        queue: IQueue,
+        queue: IQueueEntrance,
         policies: Sequence[Policy] = (),
         *,
         clock: IReactorTime | None = None,

@@ -91,7 +91,7 @@ class SMTPProtocol(Protocol):
             )
             if factory.draining:
                 self._engine.end(CLOSING)
-            elif others >= settings.connections:
+            elif others >= max(1, settings.connections // factory.share):
                 log.warn(
                     "{id}: refused, there are {others} connections already (control/concurrencyincoming)",
                     id=session.id,

@@ -1,0 +1,492 @@
+"""lspawn: all that runs as root once the mail system is up (doc/security.md; spec/qmail.md §11.2, §26.8).
+
+It does two things. It starts deliveries: asked by the queue manager, it looks up who owns the address and hands the
+message, an open descriptor, to a process that has become that user for good. And it starts the role processes, from a
+table that was fixed before anything else ran.
+
+It opens no socket, speaks to no network, reads no mail and runs no program as root. It uses the standard library, and
+of qtwist only what has no more needs than that. The delivery code is loaded here, so that a fork is all that a delivery
+costs; it runs in processes that have dropped root.
+
+Started by `twistd qtwist` (:mod:`qtwist.processes.supervisor`) as ``python -I -S lspawn.py FD``: FD is the packet
+socket of the supervisor; standard input tells the rest, see :class:`Config`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if __name__ == "__main__":
+    # -I -S leave out everything but the standard library.
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+import contextlib
+import gc
+import json
+import resource
+import selectors
+import signal
+import socket
+import stat
+import time
+import traceback
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from qtwist.files.assign import Assignment
+from qtwist.local import delivering
+from qtwist.local.errors import AS_ROOT, BAD_RECORD, PERMANENT, SYSTEM_TROUBLE, DeliveryError
+from qtwist.local.users import Users
+from qtwist.wire import spawning
+
+#: The most deliveries at once, and the most processes that wait for another message to the same user.
+LIMIT = 120
+MOST_IDLE = 60
+#: Seconds that a process waits for another message to the same user.
+IDLE = 10.0
+#: Descriptors that a role gets at most: its output, its errors, its supervisor, and its ports.
+MOST_DESCRIPTORS = 64
+#: Exit code of a role that could not even be started.
+CANNOT_START = 126
+#: What a look-up that did not come to its end is answered with (§11.3).
+LOOKUP_FAILED = 121
+
+_NO_NEW_PRIVILEGES = 38  # PR_SET_NO_NEW_PRIVS
+
+Key = tuple[bytes, int, int, bytes]
+
+
+class Config:
+    """What the supervisor says at the start, as JSON: ``home``; ``queue`` (user id that owns the messages);
+    ``lookup`` (user id, group id for asking the account database); ``roles`` (name: uid, gid, groups, argv, environ);
+    ``pidfile`` (removed at the end) or null; ``defaults`` of control files that deliveries read."""
+
+    def __init__(self, text: str) -> None:
+        values = json.loads(text)
+        self.home: str = values["home"]
+        self.queue: int = values["queue"]
+        self.lookup: tuple[int, int] = tuple(values["lookup"])  # type: ignore[assignment]
+        self.roles: dict[str, dict[str, Any]] = values["roles"]
+        self.pidfile: str | None = values["pidfile"]
+        self.defaults: dict[str, Any] = values["defaults"]
+
+
+class Request:
+    """A delivery that was asked for; `fd` is the message."""
+
+    __slots__ = ("delivery", "domain", "fd", "local", "sender")
+
+    def __init__(self, delivery: int, fd: int, local: bytes, domain: bytes, sender: bytes) -> None:
+        self.delivery = delivery
+        self.fd = fd
+        self.local = local
+        self.domain = domain
+        self.sender = sender
+
+
+class Child:
+    """A process that delivers for one user; `request` is what it does now."""
+
+    __slots__ = ("key", "request", "since", "socket")
+
+    def __init__(self, key: Key, sock: socket.socket) -> None:
+        self.key = key
+        self.socket = sock
+        self.request: Request | None = None
+        self.since = 0.0
+
+
+class Spawner:
+    """The whole of it: one loop over packet sockets."""
+
+    def __init__(self, config: Config, supervisor: socket.socket) -> None:
+        self.config = config
+        self.supervisor = supervisor
+        self.sender: socket.socket | None = None  # the queue manager
+        self.selector = selectors.DefaultSelector()
+        self.users = Users(os.fsencode(config.home) + b"/users/cdb", alias=lambda: None)
+        self.running = 0
+        self.idle: OrderedDict[Child, None] = OrderedDict()  # the one that waits longest stands first
+        self.children: set[Child] = set()
+        self.lookup: socket.socket | None = None
+        self.parked: deque[Request] = deque()  # wait for the look-up process, in the order of their questions
+        self.roles: dict[int, str] = {}  # by process id
+        self.ending = False
+
+    def run(self) -> None:
+        """Serve until the supervisor is gone, and what was being delivered then has ended."""
+        wake, signalled = os.pipe()
+        for end in (wake, signalled):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(signalled)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self.selector.register(wake, selectors.EVENT_READ, lambda: self._reap(wake))
+        self._watch(self.supervisor, self._on_supervisor)
+        while not self.ending or self.running or self.parked:
+            for key, _ in self.selector.select(self._patience()):
+                try:
+                    key.data()
+                except Exception:  # one bad packet must not end what nobody can start again
+                    traceback.print_exc()
+            self._end_idle()
+
+    # -- packets --------------------------------------------------------------------------------------------------
+
+    def _watch(self, sock: socket.socket, handle: Callable[[], None]) -> None:
+        sock.setblocking(False)
+        self.selector.register(sock, selectors.EVENT_READ, handle)
+
+    def _forget(self, sock: socket.socket) -> None:
+        self.selector.unregister(sock)
+        sock.close()
+
+    def _on_supervisor(self) -> None:
+        packet, fds = _receive(self.supervisor, MOST_DESCRIPTORS)
+        try:
+            if packet == b"sender" and len(fds) == 1 and not self.ending:
+                self._new_sender(socket.socket(fileno=os.dup(fds[0])))
+            elif packet.startswith(b"start ") and not self.ending:
+                self._start_role(packet[6:].decode(), fds)
+            elif packet.startswith(b"kill "):
+                self._kill_role(int(packet[5:]))
+            elif not packet:
+                self._end()
+        finally:
+            _close(fds)
+
+    def _end(self) -> None:
+        """The supervisor is gone: nothing new, and what runs may end."""
+        self.ending = True
+        self._forget(self.supervisor)
+        if self.sender is not None:
+            self._forget(self.sender)
+            self.sender = None
+        if self.config.pidfile is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self.config.pidfile)
+
+    # -- deliveries -----------------------------------------------------------------------------------------------
+
+    def _new_sender(self, sock: socket.socket) -> None:
+        """Another queue manager, in place of one that has died."""
+        if self.sender is not None:
+            self._forget(self.sender)
+        self.sender = sock
+        self._watch(sock, self._on_sender)
+
+    def _on_sender(self) -> None:
+        assert self.sender is not None
+        for _ in range(LIMIT):
+            try:
+                packet, fds = _receive(self.sender, 1)
+            except BlockingIOError:
+                return
+            if not packet:
+                _close(fds)
+                self._forget(self.sender)
+                self.sender = None
+                return
+            self._on_request(packet, fds)
+
+    def _on_request(self, packet: bytes, fds: list[int]) -> None:
+        try:
+            delivery, _, sender, recipient = spawning.read_request(packet)
+        except ValueError:
+            _close(fds)
+            return
+        local, at, domain = recipient.rpartition(b"@")
+        refusal = self._refusal(fds)
+        if refusal is None and not at:
+            refusal = PERMANENT, b"A local address must have a host name. (#5.1.3)\n"
+        if refusal is None and not local:
+            refusal = 0, b""  # mail for nobody at this host is thrown away (§11.2)
+        if refusal is not None:
+            _close(fds)
+            self._answer(delivery, *refusal)
+            return
+        request = Request(delivery, fds[0], local, domain, sender)
+        self.running += 1
+        try:
+            owner = self.users.assigned(local)
+        except DeliveryError as error:
+            self._finish(request, error.code, error.text + b"\n" if error.text else b"")
+            return
+        if owner is not None:
+            self._deliver(request, owner)
+        else:
+            self._ask(request)
+
+    def _refusal(self, fds: list[int]) -> tuple[int, bytes] | None:
+        """Why this message is not delivered: only a file of the queue's owner is a message (§26.8)."""
+        if not fds:
+            return SYSTEM_TROUBLE, b""
+        status = os.fstat(fds[0])
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != self.config.queue:
+            return BAD_RECORD, b"The message is no file of the queue. (#4.3.5)\n"
+        if self.running >= LIMIT:
+            return SYSTEM_TROUBLE, b"Too many deliveries are running. (#4.3.0)\n"
+        return None
+
+    def _deliver(self, request: Request, owner: Assignment) -> None:
+        if owner.uid == 0:
+            self._finish(request, AS_ROOT, b"")
+            return
+        key = owner.user, owner.uid, owner.gid, owner.home
+        try:
+            job = spawning.fields(
+                owner.user, owner.home, request.local, owner.dash, owner.ext, request.domain, request.sender
+            )
+            for _ in range(2):
+                child = self._child(key)
+                try:
+                    socket.send_fds(child.socket, [job], [request.fd])
+                except OSError:
+                    self._lose(child)  # it died while it waited; another one is made
+                    continue
+                child.request = request
+                return
+            self._finish(request, SYSTEM_TROUBLE, b"")
+        except (OSError, ValueError):
+            self._finish(request, SYSTEM_TROUBLE, b"")
+
+    def _child(self, key: Key) -> Child:
+        """A process that is this user: one that waits, or a new one. OSError when there can be none."""
+        for child in self.idle:
+            if child.key == key:
+                del self.idle[child]
+                return child
+        home, defaults = self.config.home, self.config.defaults
+        sock = self._fork(key[1], key[2], lambda sock: delivering.serve(sock, home, defaults))
+        child = Child(key, sock)
+        self.children.add(child)
+        self._watch(sock, lambda: self._on_child(child))
+        return child
+
+    def _on_child(self, child: Child) -> None:
+        if child not in self.children:
+            return  # lost in this very round
+        packet, fds = _receive(child.socket, 0)
+        _close(fds)
+        request, child.request = child.request, None
+        if packet and request is not None:
+            try:
+                _, code, output = spawning.read_reply(packet)
+            except ValueError:
+                code, output = SYSTEM_TROUBLE, b""
+            child.since = time.monotonic()
+            self.idle[child] = None
+            self._finish(request, code, output)
+            return
+        self._lose(child)
+        if request is not None:
+            self._finish(request, -1, b"")
+
+    def _lose(self, child: Child) -> None:
+        self.children.discard(child)
+        self.idle.pop(child, None)
+        self._forget(child.socket)
+
+    def _finish(self, request: Request, code: int, output: bytes) -> None:
+        os.close(request.fd)
+        self.running -= 1
+        self._answer(request.delivery, code, output)
+
+    def _answer(self, delivery: int, code: int, output: bytes) -> None:
+        if self.sender is not None:
+            # The queue manager reads what it asked for; one that does not is as good as gone.
+            with contextlib.suppress(OSError):
+                self.sender.setblocking(True)
+                self.sender.send(spawning.reply(delivery, code, output))
+                self.sender.setblocking(False)
+
+    def _end_idle(self) -> None:
+        now = time.monotonic()
+        while self.idle:
+            child = next(iter(self.idle))
+            if len(self.idle) <= MOST_IDLE and now - child.since < IDLE and not self.ending:
+                return
+            self._lose(child)
+
+    def _patience(self) -> float | None:
+        if not self.idle:
+            return None
+        return max(0.0, next(iter(self.idle)).since + IDLE - time.monotonic())
+
+    # -- owners that users/cdb does not know ----------------------------------------------------------------------
+
+    def _ask(self, request: Request) -> None:
+        """The account database may ask the network: that is done by a process without privileges (qmail-getpw)."""
+        try:
+            if self.lookup is None:
+                uid, gid = self.config.lookup
+                home = os.fsencode(self.config.home)
+                self.lookup = self._fork(uid, gid, lambda sock: delivering.serve_lookups(sock, home))
+                self._watch(self.lookup, self._on_lookup)
+            self.lookup.send(request.local)
+        except OSError:
+            self._finish(request, LOOKUP_FAILED, b"")
+            return
+        self.parked.append(request)
+
+    def _on_lookup(self) -> None:
+        assert self.lookup is not None
+        packet, fds = _receive(self.lookup, 0)
+        _close(fds)
+        if not packet or not self.parked:
+            self._forget(self.lookup)
+            self.lookup = None
+            parked, self.parked = self.parked, deque()
+            for request in parked:
+                self._finish(request, LOOKUP_FAILED, b"")
+            return
+        request = self.parked.popleft()
+        try:
+            code, user, uid, gid, home, dash, ext, text = spawning.read_fields(packet, 8)
+            if int(code):
+                self._finish(request, int(code), text)
+            else:
+                self._deliver(request, Assignment(user, int(uid), int(gid), home, dash, ext))
+        except ValueError:
+            self._finish(request, LOOKUP_FAILED, b"")
+
+    # -- roles ----------------------------------------------------------------------------------------------------
+
+    def _start_role(self, name: str, fds: list[int]) -> None:
+        """Start a role of the table. Its descriptors: null, then those that came, from 1 on."""
+        role = self.config.roles[name]
+        try:
+            pid = os.fork()
+        except OSError:
+            self._tell(b"failed " + name.encode())
+            return
+        if pid:
+            self.roles[pid] = name
+            self._tell(b"started %b %d" % (name.encode(), pid))
+            return
+        try:
+            _keep([os.open(os.devnull, os.O_RDONLY), *fds])
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            _become(role["uid"], role["gid"], role["groups"])
+            _no_new_privileges()
+            os.execve(role["argv"][0], role["argv"], role["environ"])
+        finally:
+            os._exit(CANNOT_START)
+
+    def _kill_role(self, pid: int) -> None:
+        if pid in self.roles:
+            os.kill(pid, signal.SIGKILL)
+
+    def _reap(self, wake: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(wake, 4096)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    return
+                name = self.roles.pop(pid, None)
+                if name is not None:
+                    self._tell(b"ended %b %d %d" % (name.encode(), pid, os.waitstatus_to_exitcode(status)))
+
+    def _tell(self, packet: bytes) -> None:
+        if not self.ending:
+            with contextlib.suppress(OSError):
+                self.supervisor.send(packet)
+
+    # -- processes ------------------------------------------------------------------------------------------------
+
+    def _fork(self, uid: int, gid: int, work: Callable[[socket.socket], None]) -> socket.socket:
+        """Start `work` as a user, with nothing but a packet socket; our end of it. OSError when that cannot be."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
+        if pid:
+            theirs.close()
+            return ours
+        try:
+            null = os.open(os.devnull, os.O_RDWR)
+            _keep([null, null, null, theirs.fileno()])
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            _become(uid, gid, [gid])
+            work(socket.socket(fileno=3))
+        finally:
+            os._exit(0)
+
+
+def _receive(sock: socket.socket, most: int) -> tuple[bytes, list[int]]:
+    """One packet and its descriptors; an empty one at the end. BlockingIOError when there is none."""
+    try:
+        packet, fds, _, _ = socket.recv_fds(sock, spawning.LONGEST, most, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionError:
+        return b"", []
+    return packet, fds
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _keep(fds: list[int]) -> None:
+    """Make these the process's descriptors 0, 1, 2, …, and close all others."""
+    high = [os.dup(fd) for fd in fds]
+    while min(high) < len(fds):
+        high = [os.dup(fd) for fd in high]
+    for number, fd in enumerate(high):
+        os.dup2(fd, number)
+    os.closerange(len(fds), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def _become(uid: int, gid: int, groups: list[int]) -> None:
+    """Be this user for good. PermissionError rather than root, or half of it."""
+    if uid == 0:
+        raise PermissionError("never as root")
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid):
+        raise PermissionError("the user id was not taken on")
+
+
+def _no_new_privileges() -> None:
+    """No program that this process runs gets more rights than it has, setuid or not. Linux; elsewhere nothing."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+
+
+def main() -> NoReturn:
+    """Serve the supervisor at descriptor 3."""
+    os.environ.clear()
+    os.umask(0o077)
+    os.chdir("/")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)  # they are the supervisor's; our end is its end
+    supervisor = socket.socket(fileno=int(sys.argv[1]))
+    supervisor.set_inheritable(False)
+    with open(0, encoding="utf-8") as text:
+        config = Config(text.read())
+    os.open(os.devnull, os.O_RDWR)  # is descriptor 0 from now on
+    spawner = Spawner(config, supervisor)
+    import ctypes  # now, not in every role that is started
+
+    del ctypes
+    gc.freeze()
+    spawner.run()
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The roles as processes of their own, each with its account (doc/security.md)."""

@@ -1,0 +1,230 @@
+"""What a role's process runs: ``python -m qtwist.processes.role ROLE HOME``, started by lspawn.
+
+Its descriptors: 1 for qmail's log lines (the queue manager's alone), 2 for its events, 3 the packet socket of the
+supervisor, who says what there is to do:
+
+===============  ==========================================================================
+``listen``       with a listening socket: serve it (servers)
+``local``        with a packet socket: local deliveries go there (``send``)
+``remote``       with a packet socket: remote deliveries go there (``send``)
+``sender``       with a packet socket: the queue manager asks for deliveries there (``rspawn``)
+``start``        begin; answered with ``ready``, or ``failed`` and a text
+``hup alrm stop``  as the signals are for the whole daemon
+===============  ==========================================================================
+
+When the supervisor is gone, the role stops.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+from typing import Any, NoReturn
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.logger import FileLogObserver, LogEvent, Logger, LogLevel, formatEvent, globalLogBeginner
+from twisted.python.failure import Failure
+
+from qtwist.control import ControlError
+from qtwist.home import SERVED, Home
+from qtwist.processes.packets import PacketConnection
+from qtwist.processes.spawners import ProcessSpawner, SpawnerServer, from_exit_code, from_letter
+from qtwist.queue.entrance import DoorQueue
+from qtwist.remote.spawn import RemoteSpawner
+from qtwist.roles import SendService, ServerService, StartError
+
+#: Descriptors that a role asks for.
+DESCRIPTORS = 8192
+
+_SUPERVISOR = 3
+_log = Logger()
+
+
+class Role:
+    """What all roles do: start, stop, and what they are told in between."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+
+    def told(self, word: str, fds: list[int]) -> None:
+        """An order of the supervisor that is not for all roles; the descriptors stay the caller's."""
+
+    def start(self) -> None:
+        """Begin. StartError or ControlError when that cannot be."""
+
+    def stop(self) -> Deferred[None]:
+        """End what runs; fires when nothing is left."""
+        raise NotImplementedError
+
+
+class ServerRole(Role):
+    """smtpd and its like: clients on one side, the queue's door on the other. `share` is one out of how many processes
+    of the kind this is."""
+
+    def __init__(self, home: Home, role: str, share: int) -> None:
+        super().__init__(home)
+        home.queue = DoorQueue(home.path, home.reactor)  # type: ignore[assignment]  # an entrance is all a server needs
+        self._service: ServerService = home.server(role)
+        self._service.factory.share = share
+
+    def told(self, word: str, fds: list[int]) -> None:
+        if word == "listen":
+            [fd] = fds
+            with socket.socket(fileno=os.dup(fd)) as listening:
+                self._service.adopt(listening)
+
+    def start(self) -> None:
+        self._service.startService()
+
+    def stop(self) -> Deferred[None]:
+        return maybeDeferred(self._service.stopService)
+
+
+class SendRole(Role):
+    """The queue manager, the queue's door and the administrator's desk. `network` are the servers' user ids."""
+
+    def __init__(self, home: Home, network: frozenset[int]) -> None:
+        super().__init__(home)
+        limits = {channel: max(home.control.integer(f"concurrency{channel}"), 1) for channel in ("local", "remote")}
+        self._spawners = {
+            "local": ProcessSpawner(min(limits["local"], 120), home.reactor, from_exit_code),
+            "remote": ProcessSpawner(min(limits["remote"], 255), home.reactor, from_letter),
+        }
+        self._sender: SendService = home.send(self._spawners["local"], self._spawners["remote"])
+        self._services = MultiService()
+        self._sender.setServiceParent(self._services)
+        home.desk(self._sender).setServiceParent(self._services)
+        home.door(network).setServiceParent(self._services)
+
+    def told(self, word: str, fds: list[int]) -> None:
+        if word in self._spawners:
+            [fd] = fds
+            self._spawners[word].connect(socket.socket(fileno=os.dup(fd)))
+        elif word == "hup":
+            self._sender.reread()
+        elif word == "alrm":
+            self._sender.retry_all()
+
+    def start(self) -> None:
+        os.umask(0o022)
+        self.home.check_lock()
+        self._services.startService()
+
+    def stop(self) -> Deferred[None]:
+        return maybeDeferred(self._services.stopService)
+
+
+class RemoteRole(Role):
+    """rspawn: remote deliveries for whichever queue manager asks."""
+
+    def told(self, word: str, fds: list[int]) -> None:
+        if word == "sender":
+            [fd] = fds
+            SpawnerServer(self.home.reactor, socket.socket(fileno=os.dup(fd)), self._spawner, lambda: None)
+
+    def start(self) -> None:
+        home = self.home
+        self._spawner = RemoteSpawner(home.control, home.resolver, home.reactor, home.queue_path)
+
+    def stop(self) -> Deferred[None]:
+        return self._spawner.stop()
+
+
+class RoleProcess:
+    """A role under its supervisor."""
+
+    def __init__(self, role: Role, reactor: Any) -> None:
+        self._role = role
+        self._reactor = reactor
+        self._started = False
+        self._stopping = False
+        self.failed = False
+        self._supervisor = PacketConnection(reactor, socket.socket(fileno=_SUPERVISOR), self._told, self._stop)
+
+    def _told(self, packet: bytes, fds: list[int]) -> None:
+        word = packet.decode("ascii")
+        try:
+            if word == "start":
+                self._start()
+            elif word == "stop":
+                self._stop()
+            else:
+                self._role.told(word, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _start(self) -> None:
+        try:
+            self._role.start()
+        except (StartError, ControlError, OSError) as error:
+            self.failed = True
+            self._supervisor.send(b"failed " + str(error).encode("utf-8", "surrogateescape")[:4000])
+            self._reactor.callLater(0, self._reactor.stop)
+        else:
+            self._started = True
+            self._supervisor.send(b"ready")
+
+    def _stop(self) -> None:
+        if self._stopping or self.failed:
+            return
+        self._stopping = True
+
+        def ended(result: object) -> None:
+            if isinstance(result, Failure):
+                _log.failure("the end was not in order", result)
+            self._reactor.stop()
+
+        done = self._role.stop() if self._started else maybeDeferred(lambda: None)
+        done.addBoth(ended)
+
+
+def make_role(name: str, home: Home, options: list[str]) -> Role:
+    """The role called `name`; `options` are those of :func:`main`."""
+    if name == "send":
+        return SendRole(home, frozenset(map(int, options)))
+    if name == "rspawn":
+        return RemoteRole(home)
+    [share] = options
+    return ServerRole(home, {make: role for role, make in SERVED.items()}[name], int(share))
+
+
+def log_to_stderr() -> None:
+    """Events go to descriptor 2, one line each; the supervisor adds time and role."""
+
+    def line(event: LogEvent) -> str:
+        level = event["log_level"]
+        if level == LogLevel.debug or (level == LogLevel.info and event.get("log_namespace", "").startswith("twisted")):
+            return ""
+        text = formatEvent(event)
+        failure = event.get("log_failure")
+        if failure is not None:
+            text += "\n" + failure.getTraceback()
+        return "".join(f"[{event['log_level'].name}] {part}\n" for part in text.splitlines())
+
+    globalLogBeginner.beginLoggingTo([FileLogObserver(sys.stderr, line)], redirectStandardIO=False)
+
+
+def main() -> NoReturn:
+    """ROLE HOME and its options: user ids of servers for send, the number of processes of its kind for a server."""
+    from twisted.internet import reactor
+
+    name, path, *options = sys.argv[1:]
+    os.chdir("/")
+    os.umask(0o077)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS if hard < 0 else min(DESCRIPTORS, hard), hard))
+    log_to_stderr()
+    process = RoleProcess(make_role(name, Home(path), options), reactor)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGALRM, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a terminal's signals are for the supervisor
+    reactor.run(installSignalHandlers=False)  # type: ignore[attr-defined,call-arg]
+    sys.exit(1 if process.failed else 0)
+
+
+if __name__ == "__main__":
+    main()
