@@ -210,7 +210,7 @@ _TABLE = (
         INTEGER,
         ("twistd qtwist",),
         "start",
-        "processes that serve SMTP, for a daemon started as root; 0 means one for each core",
+        "processes that serve SMTP, started as root; 0 means one for each core",
         0,
         check=checks.number(0),
     ),
