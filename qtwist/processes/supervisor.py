@@ -21,7 +21,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Factory, connectionDone
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
@@ -62,7 +62,7 @@ class Kind:
             "uid": self.account.uid,
             "gid": self.account.gid,
             "groups": list(self.account.groups),
-            "argv": [sys.executable, "-I", "-m", "qtwist.processes.role", self.name, home, *self.options],
+            "argv": [sys.executable, "-s", "-m", "qtwist.processes.role", self.name, home, *self.options],
             "environ": environ,
         }
 
@@ -165,7 +165,13 @@ class Process:
         if now - self._began >= RECOVERED:
             self._delay = FIRST_DELAY
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        _log.error("{role} ended ({how}), starts again in {delay} s", role=self.kind.name, how=how, delay=self._delay)
+        _log.emit(
+            LogLevel.error if code else LogLevel.info,
+            "{role} ended ({how}), starts again in {delay} s",
+            role=self.kind.name,
+            how=how,
+            delay=self._delay,
+        )
         self._timer = supervisor.clock.callLater(self._delay, self.start)
         self._delay = min(2 * self._delay, LONGEST_DELAY)
 
@@ -215,9 +221,7 @@ class Supervisor(Service):
         self._accounts = find_accounts(home.control)
         check_readable(self._accounts["qmaild"])
         claim(home, self._accounts)
-        environ = {"PATH": _PATH, "LC_ALL": "C.UTF-8"}
-        if "TZ" in os.environ:
-            environ["TZ"] = os.environ["TZ"]
+        environ = role_environment()
         kinds = self._kinds()
         self.processes = [Process(self, kind) for kind, number in kinds for _ in range(number)]
         lookup = self._accounts["qmailp"]
@@ -422,23 +426,32 @@ class Supervisor(Service):
                 process.ended.callback(None)
 
 
+def role_environment() -> dict[str, str]:
+    """What roles get of root's environment."""
+    environ = {"PATH": _PATH, "LC_ALL": "C.UTF-8"}
+    for name in ("TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE"):
+        if name in os.environ:
+            environ[name] = os.environ[name]
+    return environ
+
+
 def check_readable(account: RoleAccount) -> None:
     """StartError when `account` cannot run this Python with this qtwist."""
-    done = (
-        subprocess.run(
-            [sys.executable, "-I", "-c", "import twisted, qtwist"],
+    try:
+        done = subprocess.run(
+            [sys.executable, "-s", "-c", "import twisted, qtwist"],
             user=account.uid,
             group=account.gid,
             extra_groups=[],
             cwd="/",
-            env={},
+            env=role_environment(),
             capture_output=True,
             check=False,
         )
-        if os.access(sys.executable, os.X_OK)
-        else None
-    )
-    if done is None or done.returncode:
+        can_run = done.returncode == 0
+    except OSError:
+        can_run = False
+    if not can_run:
         raise StartError(
             f"the account {account.name} cannot run {sys.executable} with the package in "
             f"{os.path.dirname(os.path.abspath(qtwist.__file__))}; expected both where every account may read "

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import IO
+from typing import IO, Any
 from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -112,7 +112,7 @@ class Daemon:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            **case.runtime.account.identity(),
+            **case.identity(),
         )
         assert self.process.stdout is not None
         self.log = Log(self.process.stdout)
@@ -165,6 +165,10 @@ class DaemonCase(SynchronousTestCase):
         self.run_command("init", self.home, "--me", ME, "--port", str(self.port), "--user", self.user)
         for name, text in self.control.items():
             self.write_control(name, text)
+
+    def identity(self) -> dict[str, Any]:
+        """The keyword arguments of subprocess that say whom the daemon runs as."""
+        return self.runtime.account.identity()
 
     # --- the home ---
 
