@@ -56,6 +56,7 @@ class _DoorMessage(Protocol):
     def _send(self, data: bytes) -> None:
         if self._unsent is not None:
             self._unsent.append(data)
+            self.pauseProducing()
         else:
             self._transport.write(data)
 
@@ -72,7 +73,13 @@ class _DoorMessage(Protocol):
         self._transport.registerProducer(self, True)
         unsent, self._unsent = self._unsent, None
         assert unsent is not None
+        ready, self._ready = self._ready, None
         self._transport.write(b"".join(unsent))
+        if self._ready is None:  # else the transport has had enough at once
+            if ready is not None:
+                ready.callback(None)
+        elif ready is not None:
+            self._ready.addCallback(ready.callback)
 
     def dataReceived(self, data: bytes) -> None:
         self._answer += data
@@ -99,12 +106,12 @@ class _DoorMessage(Protocol):
             self._transport.abortConnection()
         self.resumeProducing()
         result, self._result = self._result, None
-        self._ended(self)
         if result is not None:
             if isinstance(outcome, Accepted):
                 result.callback(outcome)
             else:
                 result.errback(outcome)
+        self._ended(self)
 
     # IPushProducer: the door reads no faster than the disk writes.
 
