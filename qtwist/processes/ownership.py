@@ -13,6 +13,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from qtwist.queue.layout import open_layout
+from qtwist.roles import StartError
 
 if TYPE_CHECKING:
     from qtwist.home import Home
@@ -20,6 +21,22 @@ if TYPE_CHECKING:
 
 _FLAT = ("pid", "intd", "todo", "bounce", "lock")
 _SPLIT = ("mess", "info", "local", "remote")
+
+
+def check_trusted(home: Home) -> None:
+    """StartError unless what decides about user ids belongs to root, and to root alone."""
+    for name in ("", "control", "users", "users/cdb"):
+        path = os.path.join(home.path, name).rstrip("/")
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            continue
+        if status.st_uid != 0 or status.st_mode & 0o022:
+            whose = f"belongs to user id {status.st_uid}" if status.st_uid else "may be written by others than root"
+            raise StartError(
+                f"{path} {whose}; expected it to be root's alone, as the daemon was started as root: "
+                "`qtwist install` sees to that, and `twistd --uid … --gid …` runs everything as the owner"
+            )
 
 
 def claim(home: Home, accounts: dict[str, RoleAccount]) -> None:

@@ -30,7 +30,7 @@ from qtwist.control import CONTROL_FILES
 from qtwist.home import SERVED, Home
 from qtwist.local import lspawn
 from qtwist.processes.accounts import RoleAccount, find_accounts
-from qtwist.processes.ownership import claim
+from qtwist.processes.ownership import check_trusted, claim
 from qtwist.processes.packets import PacketConnection
 from qtwist.roles import StartError, open_port
 from qtwist.send.log import LogFile
@@ -220,6 +220,7 @@ class Supervisor(Service):
         home = self.home
         self._accounts = find_accounts(home.control)
         check_readable(self._accounts["qmaild"])
+        check_trusted(home)
         claim(home, self._accounts)
         environ = role_environment()
         kinds = self._kinds()

@@ -267,6 +267,18 @@ class PrivilegeTests(RootCase):
         self.assertIn("there is no account no-such-account for the servers", str(daemon.log))
 
 
+    def test_home_of_somebody(self) -> None:
+        """users/cdb decides who is delivered as whom: nobody but root may write it, or a folder above."""
+        for name in ("users", "control", "users/cdb", "."):
+            with self.subTest(name=name):
+                path = os.path.join(self.home, name)
+                os.chown(path, JOE, -1)
+                daemon = Daemon(self)
+                self.assertEqual(daemon.exit_code(), 1)
+                self.assertIn(f"belongs to user id {JOE}; expected it to be root's alone", str(daemon.log))
+                os.chown(path, 0, -1)
+
+
 class DeathTests(RootCase):
     def send_some(self, count: int) -> int:
         """How many of `count` messages to joe were accepted, whatever dies meanwhile."""
