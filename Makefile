@@ -10,7 +10,7 @@ TRIAL := -j2
 # Debian keeps Postfix's smtp-source and smtp-sink there.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo demo-stop test lint types build clean
+.PHONY: bench help demo demo-stop test lint types build clean
 .DEFAULT_GOAL := help
 
 help:
@@ -58,6 +58,10 @@ build: $(VENV)/.installed-lint
 	$(RUN) -m build --outdir dist . >dist/build.log 2>&1 || { cat dist/build.log; exit 1; }
 	@rm dist/build.log
 	$(RUN) -m tools.try_wheel dist
+
+# Beside Postfix, as root, where other accounts can run this Python (bench/README.md).
+bench: $(VENV)/.installed
+	$(RUN) bench/peers.py $(BENCH)
 
 clean: demo-stop
 	rm -rf $(VENV) dist build demo _trial_temp* .hypothesis .mypy_cache .ruff_cache
