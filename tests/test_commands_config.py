@@ -54,6 +54,13 @@ class ConfigFastTests(CommandCase):
         self.assertEqual(self.control()["locals"], b"old.test\nmx.example.test\n")
         self.assertEqual(self.control()["rcpthosts"], b"mx.example.test\nold.test\n")
 
+    def test_link_in_the_way(self) -> None:
+        """Root may do this in the home of another account."""
+        self.write("victim", b"precious")
+        os.symlink(self.path("victim"), self.path("control/me.tmp"))
+        self.check("config_fast", "mx.example.test", code=111, error="unable to write")
+        self.assertEqual(self.read("victim"), b"precious")
+
     def test_refusals(self) -> None:
         for name in ("", " ", "a b", "a\nb"):
             self.check("config_fast", name, code=100, error="is no host name")

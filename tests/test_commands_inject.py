@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.commands import datemail, inject, mailsubj, predate, sendmail
+from qtwist.commands.base import blocks
 from qtwist.control import CONTROL_FILES
 from qtwist.queue.client import QueueRefused
 
@@ -179,6 +180,18 @@ class InjectTests(SendingCase):
 
         self.assertEqual(self.run_command(inject.run, [], broken()), 111)
         self.assertEqual(self.queued, [])
+
+    def test_interrupted(self) -> None:
+        """Ctrl-C while a message is typed: no traceback, and nothing is sent."""
+
+        def interrupted(fd: int, size: int) -> bytes:
+            raise KeyboardInterrupt
+
+        self.patch(os, "read", interrupted)
+        with self.assertRaises(SystemExit) as raised:
+            next(blocks(0))
+        self.assertEqual(raised.exception.code, 130)
+        self.assertIsNone(raised.exception.__cause__)
 
     def test_huge_header(self) -> None:
         from qtwist.inject import splitting
@@ -435,7 +448,8 @@ class ProcessTests(SendingCase):
 
     def test_predate_fails(self) -> None:
         self.assertEqual(self.command("predate").returncode, 100)
-        self.assertEqual(self.command("predate", "/nonexistent/program").returncode, 100)
+        # "Errors 111" (§21): nothing bounces because a program is away for a while.
+        self.assertEqual(self.command("predate", "/nonexistent/program").returncode, 111)
         self.assertEqual(self.command("predate", "sh", "-c", "kill -9 $$", message=b"x" * 300_000).returncode, 111)
         # A program that does not read its input is no trouble.
         self.assertEqual(self.command("predate", "true", message=b"x" * 300_000).returncode, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import struct
@@ -159,7 +160,17 @@ class BouncesayingTests(CommandCase):
         self.check(["go away", "sh", "-c", "exit 111"], 111)
         self.check(["go away", "sh", "-c", "kill -9 $$"], 111)
         self.check(["go away", "/nonexistent"], 0)
+        self.check(["go away", ""], 0)
         self.check([], 100)
+
+    def test_nobody_listens(self) -> None:
+        """The code counts, also where standard error is closed."""
+
+        def closed(fd: int, data: bytes) -> None:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+        self.patch(bouncesaying, "write_all", closed)
+        self.assertEqual(bouncesaying.main(["go away"]), 100)
 
     def test_message(self) -> None:
         self.check(["found", "grep", "-q", "hello"], 100, b"found\n")
@@ -170,6 +181,7 @@ class ExceptTests(CommandCase):
         for script, code in (("exit 0", 100), ("exit 1", 0), ("exit 100", 0), ("exit 111", 111), ("kill -9 $$", 111)):
             self.assertEqual(self.run_command("except_", "sh", "-c", script).returncode, code, script)
         self.assertEqual(self.run_command("except_").returncode, 100)
+        self.assertEqual(self.run_command("except_", "").returncode, 0)
         self.assertEqual(self.run_command("except_", "grep", "-q", "nothing").returncode, 0)
 
 
@@ -194,6 +206,9 @@ class PrelineTests(CommandCase):
         for script, code in (("exit 0", 0), ("exit 77", 77), ("exit 99", 99), ("kill -9 $$", 111)):
             self.assertEqual(self.run_command("preline", "sh", "-c", script).returncode, code)
         self.assertEqual(self.run_command("preline", "/nonexistent").returncode, 100)
+        done = self.run_command("preline", "")
+        self.assertEqual(done.returncode, 100)
+        self.assertEqual(done.stderr, b"preline: fatal: unable to run : No such file or directory\n")
         self.assertEqual(self.run_command("preline").returncode, 100)
         self.assertEqual(self.run_command("preline", "-x", "true").returncode, 100)
         for name in ("UFLINE", "RPLINE", "DTLINE"):

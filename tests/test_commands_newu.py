@@ -67,6 +67,12 @@ class NewuTests(CommandTests):
         """§12.2: exit 111 with a message for each kind."""
         self.check(111, "qmail-newu: fatal: unable to read users/assign: No such file or directory\n")
 
+    def test_nobody_listens(self) -> None:
+        """The code counts, also where standard error is closed."""
+        self.patch(sys, "stderr", None)
+        self.assertEqual(newu.main([]), 111)
+        self.assertEqual(newu.main(["x"]), 100)
+
     def test_cannot_write(self) -> None:
         self.write("users/assign", b".\n")
         os.mkdir(self.path("users/cdb.tmp"))

@@ -169,6 +169,16 @@ class CDBTests(SynchronousTestCase):
         self.assertEqual(CDB(self.path).get(b"a"), b"old")
         self.assertFalse(os.path.exists(self.path + ".other"))
 
+    def test_link_in_the_way(self) -> None:
+        """Root may compile in a directory of others: what they put there must not lead it to other files."""
+        victim = self.path + ".victim"
+        with open(victim, "wb") as file:
+            file.write(b"precious")
+        os.symlink(os.path.abspath(victim), self.path + ".tmp")
+        self.assertRaises(OSError, self.written, [(b"a", b"new")])
+        with open(victim, "rb") as file:
+            self.assertEqual(file.read(), b"precious")
+
     def test_synced_before_it_is_seen(self) -> None:
         """§2.6: contents, then the name, then the directory."""
         calls: list[str] = []

@@ -388,8 +388,18 @@ class DownTests(SynchronousTestCase):
         if os.geteuid() != 0:
             return
         as_user(lambda: create_queue(f"{self.home}/queue"))
-        code = "import sys; from qtwist.queue.client import submit; submit(sys.argv[1], [b'm'], b'', [b'c@d'])"
-        subprocess.run([sys.executable, "-c", code, self.home], check=True, env={"PYTHONPATH": CHECKOUT}, timeout=60)
+        code = (
+            "import os, sys; from qtwist.queue.client import submit; "
+            "os.setgroups([0, 4]); submit(sys.argv[1], [b'm'], b'', [b'c@d']); print(os.getgroups())"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, self.home],
+            check=True,
+            env={"PYTHONPATH": CHECKOUT},
+            stdout=subprocess.PIPE,
+            timeout=60,
+        )
+        self.assertEqual(done.stdout, b"[]\n")  # nor do root's groups help whoever has put a link there
         [mess] = self.find("mess")
         [todo] = self.find("todo")
         owner = os.stat(f"{self.home}/queue").st_uid

@@ -19,6 +19,7 @@ DEFAULT_HOME = "/var/qmail"
 # Exit codes (spec/qmail.md §2.9).
 PERMANENT = 100
 TEMPORARY = 111
+INTERRUPTED = 130
 
 _BLOCK = 65536
 
@@ -114,6 +115,12 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def blocks(fd: int) -> Iterator[bytes]:
-    """What can be read from `fd` up to its end, in blocks that are not empty; OSError as os.read has it."""
-    while block := os.read(fd, _BLOCK):
-        yield block
+    """What can be read from `fd` up to its end, in blocks that are not empty; OSError as os.read has it.
+
+    Whoever types the message and presses Ctrl-C ends the command with 130, as shells have it, and nothing is sent.
+    """
+    try:
+        while block := os.read(fd, _BLOCK):
+            yield block
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from qtwist.commands.base import PERMANENT, TEMPORARY, answer_help, die, write_all
-from qtwist.commands.running import start, wait
+from qtwist.commands.base import PERMANENT, answer_help, die, write_all
+from qtwist.commands.running import agrees
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,11 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     answer_help(arguments, USAGE)
     if not arguments:
         die(_PROG, PERMANENT, "usage: bouncesaying text [ program [ argument ... ] ]")
-    if len(arguments) > 1:
-        code = wait(_PROG, start(_PROG, arguments[1:]))
-        if code == TEMPORARY:
-            die(_PROG, TEMPORARY, f"fatal: {arguments[1]} failed for now")
-        if code != 0:
-            return 0
-    write_all(2, os.fsencode(arguments[0]) + b"\n")
+    if len(arguments) > 1 and not agrees(_PROG, arguments[1:]):
+        return 0
+    try:
+        write_all(2, os.fsencode(arguments[0]) + b"\n")
+    except OSError:
+        return PERMANENT  # it bounces all the same, without the text
     return PERMANENT

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
+from qtwist.commands.base import say
 from qtwist.files.cdb import CDBError, write_cdb
 
 Records = Iterable[tuple[bytes, bytes]]
@@ -37,7 +38,8 @@ def run(
             problem = (
                 "option requires an argument -- home" if argument == "--home" else f"illegal argument {argument!r}"
             )
-            sys.stderr.write(f"{program}: {problem}\nusage: {program} [--home DIR]\n")
+            say(f"{program}: ", problem)
+            say("usage: ", f"{program} [--home DIR]")
             return 100
     # The files are for everybody to read; other work of this process keeps its own mask.
     umask = os.umask(0o033)
@@ -46,7 +48,7 @@ def run(
             raise Fatal(f"unable to enter {home}: it is no directory")
         work(home)
     except Fatal as error:
-        sys.stderr.write(f"{program}: fatal: {error}\n")
+        say(f"{program}: ", f"fatal: {error}")
         return 111
     finally:
         os.umask(umask)

@@ -6,7 +6,7 @@ import os
 import sys
 
 from qtwist.commands.base import PERMANENT, TEMPORARY, answer_help, die, say
-from qtwist.commands.running import queue_input, start, variable, wait
+from qtwist.commands.running import agrees, queue_input, variable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,10 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     answer_help(arguments, USAGE)
     if len(arguments) < 2:
         die(_PROG, PERMANENT, "usage: condredirect address program [ argument ... ]")
-    code = wait(_PROG, start(_PROG, arguments[1:]))
-    if code == TEMPORARY:
-        die(_PROG, TEMPORARY, f"fatal: {arguments[1]} failed for now")
-    if code != 0:
+    if not agrees(_PROG, arguments[1:]):
         return 0
     try:
         os.lseek(0, 0, os.SEEK_SET)

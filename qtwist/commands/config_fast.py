@@ -98,7 +98,7 @@ def plus_domain(name: bytes) -> bytes:
 def replace(path: str, contents: bytes) -> None:
     """Write a file that everybody may read, whole or not at all. OSError."""
     temporary = path + ".tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         try:
             os.fchmod(fd, 0o644)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from qtwist.commands.base import PERMANENT, TEMPORARY, answer_help, die
-from qtwist.commands.running import start, wait
+from qtwist.commands.base import PERMANENT, answer_help, die
+from qtwist.commands.running import agrees
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     answer_help(arguments, USAGE)
     if not arguments:
         die(_PROG, PERMANENT, "usage: except program [ argument ... ]")
-    code = wait(_PROG, start(_PROG, arguments))
-    if code == TEMPORARY:
-        die(_PROG, TEMPORARY, f"fatal: {arguments[0]} failed for now")
-    return PERMANENT if code == 0 else 0
+    return PERMANENT if agrees(_PROG, arguments) else 0

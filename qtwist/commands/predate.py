@@ -29,8 +29,8 @@ DESCRIPTION
 
 EXIT CODES
     That of the program, and
-    100  wrong use, or there is no such program
-    111  the program was killed, or could not be started for now
+    100  wrong use
+    111  the program was killed, or could not be started
 """
 
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         source, sink = os.pipe()
     except OSError as error:
         die(PROG, TEMPORARY, f"fatal: unable to make a pipe: {error.strerror}")
-    child = start(PROG, arguments, lambda: _read_from(source))
+    child = start(PROG, arguments, lambda: _read_from(source), otherwise=TEMPORARY)
     os.close(source)
     _feed(sink)
     return wait(PROG, child)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal itself takes long to import
+import errno
 import os
 
 from qtwist.commands.base import PERMANENT, TEMPORARY, blocks, die, home
@@ -22,8 +23,11 @@ def variable(prog: str, name: str) -> bytes:
     return value
 
 
-def start(prog: str, arguments: Sequence[str], prepare: Callable[[], None] = lambda: None) -> int:
-    """Start a program, found by $PATH; its process id. The child exits with 111 or 100 if that fails (§2.8).
+def start(
+    prog: str, arguments: Sequence[str], prepare: Callable[[], None] = lambda: None, otherwise: int = PERMANENT
+) -> int:
+    """Start a program, found by $PATH; its process id. If that fails the child exits with 111 for now (§2.8), and with
+    `otherwise` for good.
 
     `prepare` runs in the child before. Dies with 111 when there can be no child.
     """
@@ -39,9 +43,11 @@ def start(prog: str, arguments: Sequence[str], prepare: Callable[[], None] = lam
         # Python ignores these; programs expect them as they are by default.
         for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
             _signal.signal(number, _signal.SIG_DFL)
+        if not arguments[0]:  # Python refuses it in another way than the system does
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         os.execvp(arguments[0], list(arguments))
     except OSError as error:
-        code = TEMPORARY if is_temporary(error) else PERMANENT
+        code = TEMPORARY if is_temporary(error) else otherwise
         message = f"{prog}: fatal: unable to run {arguments[0]}: {error.strerror}\n"
         os.write(2, message.encode("utf-8", "surrogateescape"))
     finally:
@@ -54,6 +60,14 @@ def wait(prog: str, pid: int) -> int:
     if os.WIFSIGNALED(status):
         die(prog, TEMPORARY, f"fatal: the program was killed by signal {os.WTERMSIG(status)}")
     return os.WEXITSTATUS(status)
+
+
+def agrees(prog: str, command: Sequence[str]) -> bool:
+    """Does a program, run on standard input, exit with 0? Dies with 111 where it exits so, or is killed (§21)."""
+    code = wait(prog, start(prog, command))
+    if code == TEMPORARY:
+        die(prog, TEMPORARY, f"fatal: {command[0]} failed for now")
+    return code == 0
 
 
 def queue_input(prog: str, prefix: bytes, sender: bytes, recipients: Sequence[bytes]) -> int:

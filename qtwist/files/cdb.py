@@ -148,7 +148,7 @@ def write_cdb(path: str, records: Iterable[tuple[bytes, bytes]], temporary: str 
     or CDBError, or when `records` raises, the temporary file is removed and the old database stays.
     """
     temporary = temporary or path + ".tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         with open(fd, "wb", buffering=1 << 18) as file:
             header = _HEADER_SIZE * b"\0"

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from qtwist.files.assign import Assignment
 from qtwist.files.disk import Disk
 from qtwist.files.maildir import MaildirError, deliver_to_maildir
 from qtwist.files.mbox import MboxError, deliver_to_mbox
@@ -48,6 +49,21 @@ class Job:
     default_delivery: bytes
     fd: int
     dry_run: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        owner: Assignment,
+        local: bytes,
+        domain: bytes,
+        sender: bytes,
+        default_delivery: bytes,
+        fd: int,
+        *,
+        dry_run: bool = False,
+    ) -> Job:
+        """The delivery to `local` at `domain`, which belongs to `owner`."""
+        return cls(owner.user, owner.home, local, owner.dash, owner.ext, domain, sender, default_delivery, fd, dry_run)
 
 
 @dataclass(frozen=True, slots=True)

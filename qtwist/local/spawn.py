@@ -163,17 +163,8 @@ class LocalSpawner:
             return Report.success()
         owner = self._users.find(local)
         self._check_account(owner)
-        job = Job(
-            user=owner.user,
-            home=owner.home,
-            local=local,
-            dash=owner.dash,
-            ext=owner.ext,
-            domain=domain,
-            sender=delivery.sender,
-            default_delivery=self._control.text("defaultdelivery") or b"",
-            fd=delivery.fd,
-        )
+        default = self._control.text("defaultdelivery") or b""
+        job = Job.of(owner, local, domain, delivery.sender, default, delivery.fd)
         parts = Parts(
             disk=self._disk,
             now=self._now,

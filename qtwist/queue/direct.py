@@ -56,5 +56,6 @@ def _become_owner(queue: str) -> None:
     """As root: write as the queue's owner, whose files they must be. This process has nothing else to do any more."""
     if os.geteuid() == 0:
         status = os.stat(queue)
+        os.setgroups([])
         os.setegid(status.st_gid)
         os.seteuid(status.st_uid)

@@ -89,18 +89,8 @@ def explain_local(home: Home, message: Message, recipient: bytes) -> list[str]:
             break
     else:
         steps.append("file: none; control/defaultdelivery" if not owner.dash else "file: none")
-    job = Job(
-        user=owner.user,
-        home=owner.home,
-        local=local,
-        dash=owner.dash,
-        ext=owner.ext,
-        domain=domain,
-        sender=message.sender,
-        default_delivery=home.control.text("defaultdelivery") or b"",
-        fd=-1,
-        dry_run=True,
-    )
+    default = home.control.text("defaultdelivery") or b""
+    job = Job.of(owner, local, domain, message.sender, default, -1, dry_run=True)
     outcome = deliver(job, Parts(home.disk, time.time, b"", _no_forward, {}, 0))
     word = {0: "would do", 100: "would fail"}.get(outcome.code, "would be deferred")
     return [*steps, *(f"{word}: {_text(line)}" for line in outcome.output.splitlines())]
