@@ -166,6 +166,11 @@ def hold(line: bytes) -> str | None:
     return None
 
 
+def command(line: bytes) -> str | None:
+    """A line of checkpassword."""
+    return None if line.startswith(b"/") or not line else "the absolute path of a program, and its arguments"
+
+
 def delivery(text: bytes) -> str | None:
     """The whole of defaultdelivery: without a line in it, mail would vanish."""
     return None if text.strip() else "at least one line as in a .qmail file, such as ./Maildir/"

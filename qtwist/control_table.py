@@ -37,8 +37,11 @@ class ControlFile:
 _QUEUED = ("qmail-smtpd", "qmail-qmtpd")
 _SEND = ("qmail-send",)
 _SMTPD = ("qmail-smtpd",)
+_QMQPD = ("qmail-qmqpd",)
 _REMOTE = ("qmail-remote",)
 _INJECT = ("qmail-inject",)
+_LOGIN = ("qmail-popup",)
+_POP3 = ("qmail-popup", "qmail-pop3d")
 
 _TABLE = (
     ControlFile(
@@ -66,16 +69,27 @@ _TABLE = (
     ),
     ControlFile("bouncehost", LINE, _SEND, "start", "domain of the From of bounces", b"bouncehost", True, checks.host),
     ControlFile(
+        "checkpassword",
+        LINE,
+        _LOGIN,
+        "connection",
+        "program that [checks passwords](users.md) in place of users/credentials",
+        check=checks.command,
+    ),
+    ControlFile(
         "concurrencyincoming",
         INTEGER,
-        _SMTPD,
+        (*_QUEUED, *_QMQPD),
         "connection",
-        "most SMTP connections at once",
+        "most connections at once, of each of SMTP, QMTP and QMQP",
         400,
         check=checks.number(1),
     ),
     ControlFile(
         "concurrencylocal", INTEGER, _SEND, "start", "most local deliveries at once", 10, check=checks.number(0)
+    ),
+    ControlFile(
+        "concurrencypop3", INTEGER, _POP3, "connection", "most POP3 connections at once", 400, check=checks.number(1)
     ),
     ControlFile(
         "concurrencyremote", INTEGER, _SEND, "start", "most remote deliveries at once", 20, check=checks.number(0)
@@ -180,10 +194,27 @@ _TABLE = (
     ControlFile("morercpthosts.cdb", CDB_FILE, _QUEUED, "connection", "further rcpthosts, as qmail-newmrh writes them"),
     ControlFile("percenthack", LIST, _SEND, "start", "domains where user%host is rewritten", check=checks.host),
     ControlFile(
+        "plaintextauth",
+        INTEGER,
+        _LOGIN,
+        "connection",
+        "1 takes passwords in the clear [from everywhere](pop3.md), not from here only",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "plusdomain", LINE, _INJECT, "run", "added to host names that end in +", b"plusdomain", True, checks.host
     ),
     ControlFile(
         "policies", LIST, _SMTPD, "start", "policy classes to ask, as package.module.Class", check=checks.class_name
+    ),
+    ControlFile(
+        "qmqpclients",
+        LIST,
+        _QMQPD,
+        "connection",
+        "IP addresses or networks of QMQP clients, who may send to anywhere",
+        check=checks.network,
     ),
     ControlFile("qmqpservers", LIST, ("qmail-qmqpc",), "run", "IP addresses of QMQP servers", check=checks.ip),
     ControlFile(
@@ -217,6 +248,15 @@ _TABLE = (
     ControlFile("smtpgreeting", LINE, _SMTPD, "connection", "the text of the greeting", me=True, check=checks.greeting),
     ControlFile("smtproutes", COLON_LIST, _REMOTE, "delivery", "relays for domains", check=checks.route),
     ControlFile(
+        "systemaccounts",
+        INTEGER,
+        _LOGIN,
+        "connection",
+        "1 lets the system's accounts log in with [their passwords](users.md)",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "timeoutconnect", INTEGER, _REMOTE, "delivery", "seconds to wait for a connection", 60, check=checks.number(1)
     ),
     ControlFile(
@@ -225,6 +265,24 @@ _TABLE = (
         ("qmail-local",),
         "delivery",
         "seconds that a program in a .qmail file may run",
+        3600,
+        check=checks.number(1),
+    ),
+    ControlFile(
+        "timeoutpop3d",
+        INTEGER,
+        _POP3,
+        "connection",
+        "seconds to wait for a POP3 client",
+        1200,
+        check=checks.number(1),
+    ),
+    ControlFile(
+        "timeoutqmtpd",
+        INTEGER,
+        ("qmail-qmtpd", "qmail-qmqpd"),
+        "connection",
+        "most seconds that a QMTP or QMQP session may last",
         3600,
         check=checks.number(1),
     ),

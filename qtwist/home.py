@@ -21,6 +21,8 @@ from typing import Any
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 
+from qtwist.auth.authenticator import Authenticator
+from qtwist.auth.making import make_authenticator
 from qtwist.control import Control, ControlError, Listener
 from qtwist.dns.resolver import make_resolver
 from qtwist.files.disk import RealDisk
@@ -29,7 +31,12 @@ from qtwist.mail.constmap import ConstantMap
 from qtwist.mail.holds import Holds
 from qtwist.mail.rewriting import Rewriter
 from qtwist.policy import Policy
+from qtwist.pop3d.factory import POP3Factory
+from qtwist.pop3d.maildrop import make_maildrops
+from qtwist.qmqpd.factory import QMQPFactory
+from qtwist.qmtpd.factory import QMTPFactory
 from qtwist.queue.files import FileQueue
+from qtwist.queue.journaled import JournaledQueue
 from qtwist.queue.layout import LayoutError, check_access
 from qtwist.roles import DeskService, DoorService, SendService, ServerService, StartError
 from qtwist.send.bounces import BounceSettings
@@ -37,7 +44,7 @@ from qtwist.send.manager import SendSettings
 from qtwist.smtpd.factory import SMTPFactory
 
 #: The roles of control/listen that this version serves, and the method of :class:`Home` that makes each.
-SERVED = {"smtp": "smtpd"}
+SERVED = {"smtp": "smtpd", "qmtp": "qmtpd", "qmqp": "qmqpd", "pop3": "pop3d"}
 
 
 class Home:
@@ -62,7 +69,7 @@ class Home:
     def queue(self) -> IQueue:
         """The queue. StartError when queue/ is not one."""
         try:
-            return FileQueue(self.queue_path, self.disk, self.reactor)
+            return JournaledQueue(self.queue_path, self.disk, self.reactor)
         except LayoutError as error:
             raise StartError(str(error)) from error
 
@@ -71,6 +78,11 @@ class Home:
         """Asks the servers of control/dnsservers, or those of the system."""
         servers = [line.decode("ascii") for line in self.control.list("dnsservers") or ()]
         return make_resolver(self.reactor, servers)
+
+    @cached_property
+    def authenticator(self) -> Authenticator:
+        """Who may log in, by the credential store and control files (doc/users.md)."""
+        return make_authenticator(self.control, self.path, self.reactor, make_maildrops(self.reactor))
 
     def check(self) -> None:
         """StartError or ControlError when this is not a home that can be served."""
@@ -129,6 +141,23 @@ class Home:
         """
         made = factory(self.control, self.queue, policies, clock=self.reactor)
         return ServerService(self, made, self._listeners("smtp"))
+
+    def qmtpd(
+        self, policies: Sequence[Policy] = (), factory: Callable[..., QMTPFactory] = QMTPFactory
+    ) -> ServerService:
+        """The service that listens on all ``qmtp`` lines of control/listen; policies as for :meth:`smtpd`."""
+        made = factory(self.control, self.queue, policies, clock=self.reactor)
+        return ServerService(self, made, self._listeners("qmtp"))
+
+    def qmqpd(self, factory: Callable[..., QMQPFactory] = QMQPFactory) -> ServerService:
+        """The service that listens on all ``qmqp`` lines of control/listen, for the clients of control/qmqpclients."""
+        made = factory(self.control, self.queue, clock=self.reactor)
+        return ServerService(self, made, self._listeners("qmqp"))
+
+    def pop3d(self, factory: Callable[..., POP3Factory] = POP3Factory) -> ServerService:
+        """The service that listens on all ``pop3`` lines of control/listen."""
+        made = factory(self.control, self.authenticator, clock=self.reactor)
+        return ServerService(self, made, self._listeners("pop3"), queueing=False)
 
     def send(self, local: ISpawner | None = None, remote: ISpawner | None = None) -> SendService:
         """The service that delivers what is in the queue; spawners that are given take the place of our own."""

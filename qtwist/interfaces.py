@@ -172,6 +172,10 @@ class IQueue(IQueueEntrance):
     def finish(number: int) -> Deferred[None]:
         """Remove a message that has no channel file and no bounce left (spec/qmail.md §9.6): info, then mess."""
 
+    def settle(number: int) -> None:
+        """The message will stay for a while, as a try has left some recipient: whoever keeps fresh messages elsewhere
+        may bring it to where it rests. Nothing that is promised depends on it."""
+
     def collect_garbage() -> Deferred[None]:
         """One sweep over the remains of crashed accepts (spec/qmail.md §5.4, §9.8)."""
 

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from qtwist.control import ControlError
 from qtwist.home import Home
 from qtwist.options import Options
+from qtwist.processes.notify import ServiceManager
 from qtwist.processes.supervisor import Supervisor
 from qtwist.roles import SendService, StartError
 
@@ -65,6 +67,7 @@ class RootService(MultiService):
         self._pidfile = pidfile
         self._in_foreground = in_foreground
         self._terminating = False
+        self.manager = ServiceManager(os.environ, home.reactor)
 
     def reread(self) -> None:
         """HUP."""
@@ -85,6 +88,16 @@ class RootService(MultiService):
         self._handle_signals()
         # Once more, as a reactor that starts installs handlers of its own.
         self.home.reactor.callWhenRunning(self._handle_signals)
+
+    def stopService(self) -> Deferred[object]:
+        self.manager.stopping()
+        stopped: Deferred[object] = super().stopService()
+
+        def close(result: object) -> object:
+            self.manager.close()
+            return result
+
+        return stopped.addBoth(close)
 
     def _start(self, start: Callable[[], None]) -> None:
         try:
@@ -110,11 +123,16 @@ class RootService(MultiService):
         def handle(number: int, call: Callable[[], None]) -> None:
             signal.signal(number, lambda *_: reactor.callFromThread(call))
 
-        handle(signal.SIGHUP, self.reread)
+        handle(signal.SIGHUP, self._reload)
         handle(signal.SIGALRM, self.retry_all)
         # twistd would end the process by the same signal; a clean stop exits 0.
         handle(signal.SIGTERM, self._terminate)
         handle(signal.SIGINT, self._terminate)
+
+    def _reload(self) -> None:
+        self.manager.reloading()
+        self.reread()
+        self.manager.ready()
 
     def _terminate(self) -> None:
         if not self._terminating:
@@ -139,6 +157,7 @@ class EmbeddedService(RootService):
         if os.geteuid() == 0:
             self._refuse("twistd --uid gives root's user id, and no mail is delivered as root; leave it away")
         super().startService()
+        self.home.reactor.callWhenRunning(self.manager.ready)
 
     def reread(self) -> None:
         self.sender.reread()
@@ -152,7 +171,7 @@ class SupervisedService(RootService):
 
     def __init__(self, home: Home, pidfile: str | None = None, in_foreground: bool = True) -> None:
         super().__init__(home, pidfile, in_foreground)
-        self.supervisor = Supervisor(home, pidfile, self._give_up)
+        self.supervisor = Supervisor(home, pidfile, self._give_up, self.manager.ready)
         self.supervisor.setServiceParent(self)
         self._failed = False
 

@@ -189,6 +189,9 @@ class MemoryQueue:
             del self.messages[number]
         return self._answer("finish")
 
+    def settle(self, number: int) -> None:
+        pass
+
     def collect_garbage(self) -> Deferred:
         self.sweeps += 1
         return self._answer("collect_garbage")

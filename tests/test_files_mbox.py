@@ -232,3 +232,30 @@ class DeliveryTests(SynchronousTestCase):
         for _ in range(2):
             deliver_to_mbox(self.disk, self.raw, message_fd(self, b"x\n"), b"A\n")
         self.assertEqual(synced, [os.path.dirname(self.raw)])
+
+    def test_new_entry_comes_first(self) -> None:
+        """When the delivery is killed in between, the next one finds an empty mbox, and syncs the directory again."""
+        self.patch(self.disk, "fsync_directory", lambda _: self.assertEqual(contents(self.path), b""))
+        deliver_to_mbox(self.disk, self.raw, message_fd(self, b"x\n"), b"A\n")
+
+    def test_torn(self) -> None:
+        """§26.5: after what a crash has left of a message, the next one starts on a line of its own."""
+        for rest, between in ((b"From x\nhalf a li", b"\n\n"), (b"half\n", b"\n"), (b"\0", b"\n\n"), (b"\n\n", b"")):
+            with open(self.path, "wb") as file:
+                file.write(rest)
+            deliver_to_mbox(self.disk, self.raw, message_fd(self, b"one\n"), PREFIX)
+            self.assertEqual(contents(self.path), rest + between + PREFIX + b"one\n\n")
+
+    def test_unreadable(self) -> None:
+        """An mbox that may be written but not read gets its mail."""
+        with open(self.path, "wb") as file:
+            file.write(b"\n")
+        self.patch(self.disk, "open", lambda path, flags, mode=0: os.open(path, forbid_reading(flags), mode))
+        deliver_to_mbox(self.disk, self.raw, message_fd(self, b"x\n"), b"A\n")
+        self.assertEqual(contents(self.path), b"\nA\nx\n\n")
+
+
+def forbid_reading(flags: int) -> int:
+    if flags & os.O_ACCMODE != os.O_WRONLY:
+        raise PermissionError(errno.EACCES, "forbidden")
+    return flags

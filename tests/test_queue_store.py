@@ -109,27 +109,39 @@ class BounceTests(StoreCase):
         self.assertIsNone(self.store.bounce(7))
 
     def test_durable(self) -> None:
-        """Better than §5.4: a paragraph is on disk before its recipient is marked; so is the name of a new file."""
+        """Better than §5.4: a paragraph is on disk before its recipient is marked; so is the name of a new file, and
+        that comes first: when the daemon is killed in between, the next one finds an empty file, and syncs again."""
         steps: list[str] = []
         store = Store(WatchedDisk(steps.append), self.layout)
-        store.append_bounce(7, b"one")
-        self.assertEqual([step for step in steps if "fsync" in step], ["fsync", "fsync_directory", "fsync"])
+        store.append_bounce(7, b"one\n\n")
+        relevant = [step for step in steps if "fsync" in step or step == "write"]
+        self.assertEqual(relevant, ["fsync_directory", "fsync", "write", "fsync"])
         steps.clear()
-        store.append_bounce(7, b"two")
+        store.append_bounce(7, b"two\n\n")
         self.assertEqual([step for step in steps if "fsync" in step], ["fsync"])
+
+    def test_torn(self) -> None:
+        """What a crash left of a paragraph is cut off: its recipient is not marked, so it will be written again."""
+        whole, again = b"<a@b>:\nno\n\n", b"<c@d>:\nnever\n\n"
+        for rest in (b"<", b"<c@d>:\nne", b"<c@d>:\nnever\n", bytes(100_000)):
+            for before in (b"", whole):
+                write(self.layout.path("bounce", 7), before + rest)
+                self.store.append_bounce(7, again)
+                self.assertEqual(self.store.bounce(7), before + again)
 
     def test_all_or_nothing(self) -> None:
         """After an error the same paragraph will come again, and must not be there twice."""
-        self.store.append_bounce(7, b"old")
+        old, new = b"old\n\n", b"new\n\n"
+        self.store.append_bounce(7, old)
         for k in range(1, 20):
             trouble = Trouble(k, code=errno.ENOSPC)
             try:
-                Store(WatchedDisk(trouble), self.layout).append_bounce(7, b"new")
+                Store(WatchedDisk(trouble), self.layout).append_bounce(7, new)
             except OSError:
-                self.assertEqual(self.store.bounce(7), b"old", trouble.struck)
+                self.assertEqual(self.store.bounce(7), old, trouble.struck)
             else:
                 self.assertIn(trouble.struck, ("close", ""))
-                self.assertEqual(self.store.bounce(7), b"oldnew")
+                self.assertEqual(self.store.bounce(7), old + new)
                 return
         self.fail("never succeeds")
 

@@ -15,6 +15,7 @@ from importlib import import_module
 VERBS = {
     "init": ("qtwist.commands.init", "make a home: control files, queue, aliases and a first mailbox"),
     "queue": ("qtwist.commands.steer", "look at the queue, hold, retry, fail and drop messages"),
+    "user": ("qtwist.commands.user", "give people an address and a password, and take them back"),
     "install-links": ("qtwist.commands.install_links", "make links to the commands in a directory"),
 }
 

@@ -124,6 +124,10 @@ class Disk(ABC):
         After an error nothing may be assumed of what was written before, and a later success proves nothing.
         """
 
+    def sync_data(self, fd: int) -> None:
+        """Make the contents of a file whose size has not changed survive a crash; its times need not."""
+        self.fsync(fd)
+
     def fsync_directory(self, path: Path) -> None:
         """Make the entries of a directory survive a crash."""
         fd = self.open_directory(path)
@@ -204,6 +208,9 @@ class RealDisk(Disk):
 
     def fsync(self, fd: int) -> None:
         os.fsync(fd)
+
+    def sync_data(self, fd: int) -> None:
+        getattr(os, "fdatasync", os.fsync)(fd)
 
     def sync_filesystem(self, fd: int) -> None:
         # ctypes is slow to import, and only the queue comes here.

@@ -105,18 +105,36 @@ def deliver_to_mbox(
 def _append(disk: Disk, mbox: int, path: bytes, fd: int, prefix: bytes, locked: bool) -> None:
     size = disk.fstat(mbox).st_size
     try:
-        pending = prefix
+        if size == 0:
+            # The file may be new, and then its directory entry has to survive, too. Before anything is in it: were we
+            # killed in between, the next delivery would not know.
+            disk.fsync_directory(os.path.dirname(path))
+        pending = _gap(disk, path, size) + prefix
         for block in quote_from(message_blocks(disk, fd)):
             disk.write_all(mbox, pending + block if pending else block)
             pending = b""
         disk.fsync(mbox)
-        if size == 0:
-            # The file may be new, and then its directory entry has to survive, too.
-            disk.fsync_directory(os.path.dirname(path))
     except OSError:
         if locked:
             disk.truncate(mbox, size)
         raise
+
+
+def _gap(disk: Disk, path: bytes, size: int) -> bytes:
+    """What has to come first so that a From line is seen as one: nothing, unless a crash has left half a message."""
+    if size == 0:
+        return b""
+    try:
+        reader = disk.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return b""  # not everybody who may write may read
+    try:
+        end = disk.pread(reader, 2, max(0, size - 2))
+    finally:
+        disk.close(reader)
+    if end == b"\n\n":
+        return b""
+    return b"\n" if end.endswith(b"\n") else b"\n\n"
 
 
 def _lock(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING
 
+import attrs
+
 from qtwist.control import ControlError
 from qtwist.policy.base import Opinion, Policy
 from qtwist.policy.session import Session, plain_ip
@@ -21,38 +23,48 @@ class RelayClients(Policy):
     """
 
     def __init__(self, control: Control) -> None:
-        self._control = control
-        self._networks = Watched(control, ("relayclients",), self._read)
+        self._networks = Watched(control, ("relayclients",), lambda: Networks.read(control, "relayclients"))
 
     @classmethod
     def from_control(cls, control: Control) -> RelayClients:
         return cls(control)
 
-    def _read(self) -> tuple[IPv4Network | IPv6Network, ...]:
-        networks = []
-        for number, line in self._control.numbered("relayclients") or ():
-            try:
-                networks.append(network(line))
-            except ValueError as error:
-                path = self._control.path("relayclients")
-                raise ControlError(path, number, str(error), "an IP address or a network") from error
-        return tuple(networks)
-
     def connect(self, session: Session) -> Opinion:
-        networks = self._networks.get()
-        if not networks:
-            return None
-        try:
-            client = ip_address(session.remote_ip)
-        except ValueError:  # a Unix socket has no address
-            return None
-        if any(client in listed for listed in networks):
+        if self._networks.get().has(session.remote_ip):
             session.environment.setdefault(b"RELAYCLIENT", b"")
         return None
 
 
+@attrs.frozen
+class Networks:
+    """The addresses and networks that a control file lists."""
+
+    listed: tuple[IPv4Network | IPv6Network, ...]
+
+    @classmethod
+    def read(cls, control: Control, name: str) -> Networks:
+        """What control/`name` says; no file is an empty one. ControlError when a line is wrong."""
+        networks = []
+        for number, line in control.numbered(name) or ():
+            try:
+                networks.append(network(line))
+            except ValueError as error:
+                raise ControlError(control.path(name), number, str(error), "an IP address or a network") from error
+        return cls(tuple(networks))
+
+    def has(self, address: str) -> bool:
+        """Is this IP address listed? What is no address, such as that of a Unix socket, is not."""
+        if not self.listed:
+            return False
+        try:
+            client = ip_address(address)
+        except ValueError:
+            return False
+        return any(client in listed for listed in self.listed)
+
+
 def network(line: bytes) -> IPv4Network | IPv6Network:
-    """The network that a line of relayclients names; ValueError when it names none."""
+    """The network that a line of relayclients or qmqpclients names; ValueError when it names none."""
     text = line.decode("ascii", "replace").strip()
     address, slash, length = text.partition("/")
     plain = plain_ip(address)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from qtwist.policy.base import HOOKS, Policy, hooks
 from qtwist.policy.loader import load_policies
 from qtwist.policy.rcpthosts import RcptHosts
 from qtwist.policy.relay import RelayClients
-from qtwist.policy.session import Session, plain_ip
+from qtwist.policy.session import Session
 from qtwist.serving import C, DrainingFactory
 
 if TYPE_CHECKING:
@@ -77,16 +76,4 @@ class PolicyFactory(DrainingFactory[C]):
 
     def make_session(self, transport: Any) -> Session:
         """The session of a new connection, its environment as tcpserver would set it (spec/qmail.md §4)."""
-        peer, host = transport.getPeer(), transport.getHost()
-        session = Session(
-            id=uuid.uuid4().hex[:16],
-            remote_ip=plain_ip(getattr(peer, "host", "")),
-            remote_port=getattr(peer, "port", 0),
-            local_ip=plain_ip(getattr(host, "host", "")),
-            local_port=getattr(host, "port", 0),
-        )
-        if session.remote_ip:
-            session.environment[b"TCPREMOTEIP"] = session.remote_ip.encode("ascii")
-        if session.local_ip:
-            session.environment[b"TCPLOCALIP"] = session.local_ip.encode("ascii")
-        return session
+        return Session.of(transport)

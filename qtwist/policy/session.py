@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 from ipaddress import IPv6Address, ip_address
+from typing import Any
 
 import attrs
 
@@ -44,6 +46,23 @@ class Session:
     sender: Address | None = None
     declared_size: int = 0  # octets, from SIZE= of MAIL; 0 when not given
     recipients: list[Address] = attrs.field(factory=list)
+
+    @classmethod
+    def of(cls, transport: Any) -> Session:
+        """The session of a new connection, its environment as tcpserver would set it (spec/qmail.md §4)."""
+        peer, host = transport.getPeer(), transport.getHost()
+        session = cls(
+            id=uuid.uuid4().hex[:16],
+            remote_ip=plain_ip(getattr(peer, "host", "")),
+            remote_port=getattr(peer, "port", 0),
+            local_ip=plain_ip(getattr(host, "host", "")),
+            local_port=getattr(host, "port", 0),
+        )
+        if session.remote_ip:
+            session.environment[b"TCPREMOTEIP"] = session.remote_ip.encode("ascii")
+        if session.local_ip:
+            session.environment[b"TCPLOCALIP"] = session.local_ip.encode("ascii")
+        return session
 
     @property
     def may_relay(self) -> bool:

@@ -191,17 +191,22 @@ class Process:
 class Supervisor(Service):
     """The roles of a home, each under its account.
 
-    `exit` is called when the daemon cannot go on: with a text when it never got up, with None when lspawn is lost.
+    `give_up` is called when the daemon cannot go on: with a text when it never got up, with None when lspawn is lost;
+    `ready` once, when all roles run.
     """
 
     name = "supervisor"
 
-    def __init__(self, home: Home, pidfile: str | None, give_up: Callable[[str | None], None]) -> None:
+    def __init__(
+        self, home: Home, pidfile: str | None, give_up: Callable[[str | None], None], ready: Callable[[], None]
+    ) -> None:
         self.home = home
         self.reactor = home.reactor
         self.clock = home.reactor
         self._pidfile = os.path.abspath(pidfile) if pidfile else None
         self._give_up = give_up
+        self._ready = ready
+        self._waited_for: set[Process] = set()  # have not said yet that they are ready
         self._accounts: dict[str, RoleAccount] = {}
         self.processes: list[Process] = []
         self._unnamed: dict[str, list[Process]] = {}  # started, and lspawn has not yet said as what
@@ -225,6 +230,7 @@ class Supervisor(Service):
         environ = role_environment()
         kinds = self._kinds()
         self.processes = [Process(self, kind) for kind, number in kinds for _ in range(number)]
+        self._waited_for = set(self.processes)
         lookup = self._accounts["qmailp"]
         defaults = {name: CONTROL_FILES[name].default for name in ("defaultdelivery", "timeoutlocal")}
         config = {
@@ -391,6 +397,10 @@ class Supervisor(Service):
             for other in self.processes:
                 if other is not process:
                     other.start()
+        if process in self._waited_for:
+            self._waited_for.remove(process)
+            if not self._waited_for:
+                self._ready()
 
     def has_failed(self, process: Process, text: str) -> None:
         _log.error("{role}: {text}", role=process.kind.name, text=text)

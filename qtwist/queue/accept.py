@@ -40,7 +40,7 @@ BAD_ENVELOPE = 91
 #: How many names in pid/ are tried (§6.2).
 _TRIES = 9
 
-#: How many numbers are left unused because something in todo/ has them.
+#: How many numbers are left unused because something in todo/ or info/ has them.
 HAUNTED_LIMIT = 50
 
 
@@ -190,26 +190,32 @@ class Acceptor:
         raise AssertionError("unreachable")
 
     def _is_haunted(self, number: int, fd: int) -> bool:
-        """Whether todo/N is there already: the envelope of a message that is lost (qmail never syncs mess/s).
+        """Whether todo/N or info/N is there already: the envelope of a message that is lost (qmail never syncs mess/s),
+        or one that a crash has brought back.
 
         Were mess/N made now, the new message would go to the old one's recipients. So the number is left unused; the
         descriptor stays open, or the file system would offer it again and again.
         """
-        try:
-            self._disk.stat(self._layout.path("todo", number))
-        except FileNotFoundError:
-            return False
-        if len(self._haunted) == HAUNTED_LIMIT:
-            raise FileExistsError(errno.EEXIST, "belongs to a lost message", self._layout.path("todo", number))
-        self._haunted.append(fd)
-        return True
+        for room in ("todo", "info"):
+            path = self._layout.path(room, number)
+            try:
+                self._disk.stat(path)
+            except FileNotFoundError:
+                continue
+            if len(self._haunted) == HAUNTED_LIMIT:
+                raise FileExistsError(errno.EEXIST, "belongs to a lost message", path)
+            self._haunted.append(fd)
+            return True
+        return False
 
     def _write(self, one: _Progress, sync: BatchSync) -> None:
         """mess/s/N and intd/N, up to the sync."""
         submission = one.submission
         layout = self._layout
         try:
-            check_envelope(submission.envelope)
+            refusal = envelope_error(submission.envelope)
+            if refusal is not None:
+                raise refusal
             if submission.mess is None:
                 submission.mess = self.create(submission.origin, submission.started)
             mess = submission.mess
@@ -229,10 +235,6 @@ class Acceptor:
             sync.add(mess.number, intd, None)
         except QueueError as error:
             one.error = error
-        except AddressTooLong as error:
-            one.error = QueueError(ADDRESS_TOO_LONG, str(error))
-        except ValueError as error:
-            one.error = QueueError(BAD_ENVELOPE, str(error))
         except MemoryError:
             one.error = QueueError(OUT_OF_MEMORY, "out of memory")
 
@@ -298,6 +300,17 @@ class Acceptor:
         except OSError:
             return False
         return True
+
+
+def envelope_error(envelope: Envelope) -> QueueError | None:
+    """Why an envelope cannot be queued; None when it can."""
+    try:
+        check_envelope(envelope)
+    except AddressTooLong as error:
+        return QueueError(ADDRESS_TOO_LONG, str(error))
+    except ValueError as error:
+        return QueueError(BAD_ENVELOPE, str(error))
+    return None
 
 
 def _queue_error(code: int, error: OSError) -> QueueError:

@@ -16,23 +16,18 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort, IReactorTime
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.interfaces import IAddress, IListeningPort, IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from qtwist.interfaces import Accepted, IIncomingMessage, IQueue, QueueError
-from qtwist.mail.envelope import Envelope, Origin
-from qtwist.mail.queue_texts import report
+from qtwist.interfaces import IIncomingMessage, IQueue
+from qtwist.mail.envelope import Origin
+from qtwist.queue.request import RequestProtocol
 from qtwist.serving import DrainingFactory
 from qtwist.wire.qmqp import QMQPServer
 
 log = Logger()
 
-TIMEOUT = 52
 BUSY = 71
-INTERNAL_BUG = 81
-BAD_ENVELOPE = 91
 
 #: Seconds after which a client that sends nothing is given up, and after which any is (spec/qmail.md §1.5: less than
 #: the age at which what it has sent would be taken for garbage).
@@ -55,134 +50,35 @@ def peer_uid(transport: Any) -> int:
     return uid
 
 
-class DoorProtocol(Protocol):
-    """One request. It reads no faster than the disk takes what was read."""
+class DoorProtocol(RequestProtocol):
+    """One request from this host. It reads no faster than the disk takes what was read."""
 
     factory: DoorFactory
+    silence = SILENCE
+    lifetime = LIFETIME
+    log = log
 
     def __init__(self) -> None:
+        super().__init__(QMQPServer())
         self.uid = -1
-        self._engine = QMQPServer()
-        self._incoming: IIncomingMessage | None = None
-        self._disk_is_behind = False
-        self._committing = False
-        self._ended = False
-        self._last = 0.0
-        self._begun = 0.0
-        self._timer: IDelayedCall | None = None
+
+    @property
+    def client(self) -> str:
+        return f"user id {self.uid}"
 
     def connectionMade(self) -> None:
         factory = self.factory
         self.uid = factory.peer_uid(self.transport)
-        self._last = self._begun = factory.clock.seconds()
-        self._timer = factory.clock.callLater(SILENCE, self._tick)
+        self.start()
         others = factory.connection_made(self)
         if others >= CONNECTIONS_PER_USER:
             # What the client sends meanwhile is not looked at, so this may come without the code of the chunked form.
             self._engine.chunked = True
             log.warn("user id {uid} is at the queue's door {others} times: refused", uid=self.uid, others=others)
-            self._answer(BUSY, b"ZYou have too many connections to the queue at once. (#4.3.2)")
+            self.answer(BUSY, b"ZYou have too many connections to the queue at once. (#4.3.2)")
 
-    def dataReceived(self, data: bytes) -> None:
-        if self._ended or self._committing:
-            return
-        self._last = self.factory.clock.seconds()
-        engine = self._engine
-        piece = engine.receive(data)
-        if engine.broken:
-            self._answer(BAD_ENVELOPE, b"ZThis is no request to the queue: %b. (#4.5.2)" % engine.broken.encode())
-            return
-        if self._incoming is None:
-            self._incoming = self.factory.queue.begin(self.factory.origin(self.uid))
-        if piece:
-            ready = self._incoming.write(piece)
-            if ready is not None:
-                self._disk_is_behind = True
-                self._transport.pauseProducing()
-                ready.addCallback(self._disk_has_caught_up)
-        self._go_on()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._ended = True
-        if not self._committing:
-            self._abort()
-        self.factory.connection_lost(self)
-
-    def drain(self) -> None:
-        """Leave, unless a message is coming in."""
-        if not self._engine.started:
-            self.abort()
-
-    def abort(self) -> None:
-        """Leave without an answer: the client takes that for a temporary failure."""
-        self._transport.abortConnection()
-
-    @property
-    def _transport(self) -> Any:
-        return self.transport
-
-    def _disk_has_caught_up(self, _: None) -> None:
-        self._disk_is_behind = False
-        if not self._ended:
-            self._last = self.factory.clock.seconds()
-            self._transport.resumeProducing()
-            self._go_on()
-
-    def _go_on(self) -> None:
-        engine = self._engine
-        if not engine.ended or self._disk_is_behind or self._ended or self._committing:
-            return
-        if engine.refusal is not None:
-            self._answer(*engine.refusal)
-            return
-        assert self._incoming is not None
-        self._committing = True
-        done = self._incoming.commit(Envelope(engine.sender, tuple(engine.recipients)))
-        done.addCallbacks(self._accepted, self._refused)
-
-    def _accepted(self, accepted: Accepted) -> None:
-        self._answer(0, b"Kok %d qp %d" % (self.factory.now(), accepted.qp))
-
-    def _refused(self, failure: Failure) -> None:
-        error = failure.value
-        if isinstance(error, QueueError):
-            log.warn("a message of user id {uid} was refused: {error}", uid=self.uid, error=error)
-            code = error.code
-        else:
-            log.failure("a message of user id {uid} was not queued", failure, uid=self.uid)
-            code = INTERNAL_BUG
-        letter, text = report(code)
-        self._answer(code, letter + text)
-
-    def _answer(self, code: int, text: bytes) -> None:
-        """The last word."""
-        if self._ended:
-            return
-        self._ended = True
-        if not self._committing:
-            self._abort()
-        self._transport.write(self._engine.answer(code, text))
-        self._transport.loseConnection()
-
-    def _abort(self) -> None:
-        incoming, self._incoming = self._incoming, None
-        if incoming is not None:
-            incoming.abort()
-
-    def _tick(self) -> None:
-        now = self.factory.clock.seconds()
-        self._timer = None
-        due = min(self._last + SILENCE, self._begun + LIFETIME)
-        if self._committing or self._disk_is_behind:
-            due = max(due, now + 1)  # it is we who are slow
-        if now < due:
-            self._timer = self.factory.clock.callLater(due - now, self._tick)
-        else:
-            letter, text = report(TIMEOUT)
-            self._answer(TIMEOUT, letter + text)
+    def begin(self) -> IIncomingMessage:
+        return self.factory.queue.begin(self.factory.origin(self.uid))
 
 
 class DoorFactory(DrainingFactory[DoorProtocol]):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, DeferredLock
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from qtwist.files.disk import Disk
@@ -15,11 +16,14 @@ from qtwist.queue.accept import Acceptor
 from qtwist.queue.commit import GroupCommitter
 from qtwist.queue.incoming import IncomingFile
 from qtwist.queue.layout import open_layout
+from qtwist.queue.orphans import remove_orphans
 from qtwist.queue.preprocess import Route, preprocess
 from qtwist.queue.store import Scan, Store
 from qtwist.queue.sync import batch_limit, close_quietly, filesystem_roots
 from qtwist.queue.trigger import TriggerReader, pull_trigger
 from qtwist.queue.workers import Workers
+
+_log = Logger()
 
 WORKERS = 4
 
@@ -49,6 +53,7 @@ class FileQueue:
         self._trigger = TriggerReader(reactor, self.layout.lock("trigger"), self._wake)
         self._callbacks: list[Callable[[], None]] = []
         self._lock: int | None = None
+        self._bouncing: dict[int, DeferredLock] = {}  # messages whose bounce files are being appended to
         self._incoming: set[IncomingFile] = set()
         self._quiet: Deferred[None] | None = None
         # What was preprocessed while no scan had come to its end; the scan is not to report it once more.
@@ -81,6 +86,8 @@ class FileQueue:
     def lock(self) -> None:
         self._lock = self._store.lock()
         try:
+            for name in remove_orphans(self._disk, self.layout, self._store):
+                _log.warn("removed {name}, which belongs to no message", name=name)
             self._trigger.start()
         except OSError:
             self._unlock()
@@ -139,7 +146,10 @@ class FileQueue:
         return self._workers.run(self._store.remove, channel, number)
 
     def append_bounce(self, number: int, paragraph: bytes) -> Deferred[None]:
-        return self._workers.run(self._store.append_bounce, number, paragraph)
+        # One after the other: an append that fails cuts off all that came after it, and what others wrote meanwhile.
+        lock = self._bouncing.setdefault(number, DeferredLock())
+        appended: Deferred[None] = lock.run(self._workers.run, self._store.append_bounce, number, paragraph)
+        return appended.addBoth(self._appended, number)
 
     def bounce(self, number: int) -> Deferred[bytes | None]:
         return self._workers.run(self._store.bounce, number)
@@ -150,10 +160,19 @@ class FileQueue:
     def finish(self, number: int) -> Deferred[None]:
         return self._workers.run(self._store.finish, number)
 
+    def settle(self, number: int) -> None:
+        """As IQueue says; here every message is where it belongs."""
+
     def collect_garbage(self) -> Deferred[None]:
         return self._workers.run(self._store.collect_garbage, self._reactor.seconds(), self._acceptor.busy)
 
     # Within.
+
+    def _appended(self, result: Any, number: int) -> Any:
+        lock = self._bouncing.get(number)
+        if lock is not None and not lock.locked:
+            del self._bouncing[number]
+        return result
 
     def _todo(self) -> list[int]:
         """In a thread. What is being accepted may have its link already, but nobody knows yet whether it lasts."""

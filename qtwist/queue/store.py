@@ -106,21 +106,36 @@ class Store:
             self.remove(room, number)
 
     def append_bounce(self, number: int, paragraph: bytes) -> None:
-        """Append to bounce/N, durably; all of it or, while the disk lets us, nothing."""
+        """Append to bounce/N, durably; all of it or, while the disk lets us, nothing.
+
+        A paragraph ends with an empty line. What a crash has left of another one is cut off.
+        """
         disk = self._disk
-        fd = disk.open(self._layout.path("bounce", number), os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE_MODE)
+        fd = disk.open(self._layout.path("bounce", number), os.O_RDWR | os.O_APPEND | os.O_CREAT, PRIVATE_MODE)
         try:
             size = disk.fstat(fd).st_size
+            whole = self._whole_paragraphs(fd, size)
+            if whole < size:
+                disk.truncate(fd, whole)
             try:
+                if whole == 0:
+                    # The file is new. Before anything is in it: were we killed in between, the next one to come here
+                    # would not know that the entry may not last.
+                    disk.fsync_directory(self._layout.room("bounce"))
                 disk.write_all(fd, paragraph)
                 disk.fsync(fd)
-                if size == 0:
-                    disk.fsync_directory(self._layout.room("bounce"))
             except OSError:
-                disk.truncate(fd, size)
+                disk.truncate(fd, whole)
                 raise
         finally:
             close_quietly(disk, fd)
+
+    def _whole_paragraphs(self, fd: int, size: int) -> int:
+        """The size of a bounce file without the rest of a paragraph that was not written to its end."""
+        if size == 0 or self._disk.pread(fd, 2, max(0, size - 2)) == b"\n\n":
+            return size
+        end = b"".join(self._contents(fd)).rfind(b"\n\n")
+        return end + 2 if end != -1 else 0
 
     def bounce(self, number: int) -> bytes | None:
         """The contents of bounce/N; None when there is no such file."""

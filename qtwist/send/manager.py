@@ -436,6 +436,7 @@ class QueueManager(Service):
             if channel.name == "local":
                 await self._postpone(one.number, channel.name, one.retry)
             channel.add(one.number, one.retry)
+            self.queue.settle(one.number)
             self._pump()
             return
         try:

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IPushProducer
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from qtwist.control import ControlError
-from qtwist.interfaces import Accepted, IIncomingMessage, QueueError
+from qtwist.interfaces import Accepted, QueueError
 from qtwist.mail.address import Address, replace_own_ip
 from qtwist.mail.envelope import Envelope
 from qtwist.mail.queue_codes import queue_report
-from qtwist.policy.base import Opinion, consult
-from qtwist.policy.session import ReceivedMessage, Session
+from qtwist.policy.base import Opinion
+from qtwist.policy.connection import HeaderShown, PolicyConnection, leading_number, show
+from qtwist.policy.session import ReceivedMessage
 from qtwist.wire import smtp_server as wire
 from qtwist.wire.smtp_server import Limits, Reply, SMTPServer
 
@@ -28,19 +27,14 @@ if TYPE_CHECKING:
 
 log = Logger(namespace="qtwist.smtpd")
 
-HEADER_SHOWN = 65536  # octets of the header that the message hook gets at most
-
 CANNOT_READ = Reply(421, b"the configuration cannot be read (#4.3.0)")
 TOO_MANY = Reply(421, b"too many connections, try again later (#4.3.2)")
 CLOSING = Reply(421, b"the service is shutting down, try again later (#4.3.2)")
 TIMEOUT = Reply(451, b"timeout (#4.4.2)")
-TROUBLE = Reply(451, b"a local rule could not be applied, try again later (#4.3.0)")
-NO_GREETING = Reply(421, TROUBLE.text)
 NO_QUEUE = Reply(451, b"the queue cannot take a message now (#4.3.0)")
 
 
-@implementer(IPushProducer)
-class SMTPProtocol(Protocol):
+class SMTPProtocol(PolicyConnection):
     """Feeds a :class:`SMTPServer` and does what it asks.
 
     It reads no further than the disk can follow and the client takes its answers. A client that says nothing for
@@ -48,20 +42,12 @@ class SMTPProtocol(Protocol):
     """
 
     factory: SMTPFactory
-    session: Session
+    log = log
 
     def __init__(self) -> None:
-        self._engine = SMTPServer(b"")
+        super().__init__()
+        self._engine: SMTPServer = SMTPServer(b"")
         self._settings: Settings | None = None
-        self._incoming: IIncomingMessage | None = None
-        self._header: bytearray | None = None
-        self._waiting: Deferred[Any] | None = None
-        self._may_cancel = False
-        self._pumping = False
-        self._choked = False  # the client does not take our answers
-        self._paused = False  # we do not read from the client
-        self._leaving = False  # all is said, or the connection is gone
-        self._last = 0.0  # when the client gave a sign of life
         self._timeout = 1200
         self._timer: IDelayedCall | None = None
 
@@ -115,23 +101,10 @@ class SMTPProtocol(Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._waiting is not None and self._may_cancel:
-            self._waiting.cancel()
+        self._stop_asking()
         self._abort()
         log.debug("{id}: end of connection", id=self.session.id)
         self.factory.connection_lost(self)
-
-    def pauseProducing(self) -> None:
-        self._choked = True
-        self._regulate()
-
-    def resumeProducing(self) -> None:
-        self._choked = False
-        self._last = self.factory.clock.seconds()
-        self._pump()
-
-    def stopProducing(self) -> None:
-        """The connection is lost; connectionLost does what there is to do."""
 
     # What the factory calls
 
@@ -139,80 +112,8 @@ class SMTPProtocol(Protocol):
         """Leave with 421, now or when the message that is coming in has been answered."""
         if not self._engine.in_message and not self._engine.closed:
             self._engine.end(CLOSING)
-            if self._waiting is not None and self._may_cancel:
-                self._waiting.cancel()
+            self._stop_asking()
             self._pump()
-
-    def abort(self) -> None:
-        """End the connection at once."""
-        transport: Any = self.transport
-        transport.abortConnection()
-
-    # The pump
-
-    def _pump(self) -> None:
-        """Handle events until there is nothing more to do now, then send what there is to say."""
-        if self._pumping:
-            return
-        engine = self._engine
-        self._pumping = True
-        try:
-            while self._waiting is None and not self._choked:
-                event = engine.next_event()
-                if event is None:
-                    break
-                self._handlers[type(event)](self, event)
-        finally:
-            self._pumping = False
-        data = engine.data_to_send()
-        transport: Any = self.transport
-        if data:
-            transport.write(data)
-        if not engine.closed:
-            self._regulate()
-        elif not self._leaving:
-            self._leaving = True
-            transport.unregisterProducer()
-            transport.loseConnection()
-
-    def _regulate(self) -> None:
-        """Read from the client, or do not."""
-        pause = self._choked or not self._engine.wants_input
-        if pause != self._paused and not self._leaving:
-            self._paused = pause
-            transport: Any = self.transport
-            if pause:
-                transport.pauseProducing()
-            else:
-                transport.resumeProducing()
-
-    def _wait(
-        self,
-        deferred: Deferred[Any],
-        done: Callable[[Any], None],
-        failed: Callable[[Failure], None],
-        may_cancel: bool = False,
-    ) -> None:
-        """Handle no event until `deferred` has fired and `done` or `failed` has run. One at a time."""
-        self._waiting = deferred
-        self._may_cancel = may_cancel
-
-        def finished(result: Any) -> None:
-            self._waiting = None
-            if isinstance(result, Failure):
-                failed(result)
-            else:
-                done(result)
-            if not self._leaving:
-                self._last = self.factory.clock.seconds()
-                self._pump()
-
-        def broken(failure: Failure) -> None:
-            log.failure("{id}: connection given up", failure, id=self.session.id)
-            transport: Any = self.transport
-            transport.abortConnection()
-
-        deferred.addBoth(finished).addErrback(broken)
 
     def _tick(self) -> None:
         """The timer has run out: was the client really silent for so long?"""
@@ -230,37 +131,11 @@ class SMTPProtocol(Protocol):
                 log.info("{id}: timeout", id=self.session.id)
                 self._engine.end(TIMEOUT)
                 self._pump()
-            elif self._may_cancel:
-                self._waiting.cancel()
+            else:
+                self._stop_asking()
         self._timer = clock.callLater(left, self._tick)
 
-    # Questions to the policies
-
-    def _ask(self, hook: str, then: Callable[[Opinion], object], *arguments: object) -> None:
-        """Ask the policies; `then` gets their opinion, or 451 when one of them is broken."""
-        asked = self.factory.hooks[hook]
-        if not asked:
-            then(None)
-            return
-
-        def failed(failure: Failure) -> None:
-            if not self._engine.closed:
-                log.failure("{id}: a policy has failed in {hook}", failure, id=self.session.id, hook=hook)
-                then(NO_GREETING if hook == "connect" else TROUBLE)
-
-        def done(opinion: Opinion) -> None:
-            if not self._engine.closed:
-                then(opinion)
-
-        try:
-            opinion = consult(asked, self.session, *arguments)
-        except Exception:  # whatever foreign code raises must not end the connection
-            failed(Failure())
-            return
-        if isinstance(opinion, Deferred):
-            self._wait(opinion, done, failed, may_cancel=True)
-        else:
-            then(opinion)
+    # Answers
 
     def _refuse(self, step: str, reply: Reply) -> None:
         log.info(
@@ -268,7 +143,7 @@ class SMTPProtocol(Protocol):
             id=self.session.id,
             step=step,
             code=reply.code,
-            text=_show(reply.text),
+            text=show(reply.text),
         )
         self._engine.reply(reply)
 
@@ -286,7 +161,7 @@ class SMTPProtocol(Protocol):
         def then(opinion: Opinion) -> None:
             assert self._settings is not None
             databytes = self.session.environment.get(b"DATABYTES")
-            self._engine.databytes = self._settings.databytes if databytes is None else _number(databytes)
+            self._engine.databytes = self._settings.databytes if databytes is None else leading_number(databytes)
             self._answer("connection", opinion)
 
         self._ask("connect", then)
@@ -335,24 +210,16 @@ class SMTPProtocol(Protocol):
                 self._engine.reply(NO_QUEUE)
                 return
             self._incoming = incoming
-            self._header = bytearray() if factory.hooks["message"] else None
+            self._header = HeaderShown() if factory.hooks["message"] else None
             self._engine.accept()
             self._write(session.received(b"SMTP", factory.now()))
 
         self._ask("data", then)
 
     def _on_chunk(self, event: wire.Chunk) -> None:
-        header = self._header
-        if header is not None and len(header) < HEADER_SHOWN and not _complete(header):
-            header += event.data[: HEADER_SHOWN - len(header)]
+        if self._header is not None:
+            self._header.feed(event.data)
         self._write(event.data)
-
-    def _write(self, data: bytes) -> None:
-        assert self._incoming is not None
-        slow = self._incoming.write(data)
-        if slow is not None:
-            # The commit reports an error of the disk, so that there is nothing to do about one here.
-            self._wait(slow, lambda _: None, lambda _: None)
 
     def _on_end_of_message(self, event: wire.EndOfMessage) -> None:
         def then(opinion: Opinion) -> None:
@@ -366,13 +233,7 @@ class SMTPProtocol(Protocol):
         elif self._header is None:
             self._commit(event.size)
         else:
-            header = bytes(self._header)
-            if not header.startswith(b"\n"):
-                end = header.find(b"\n\n")
-                header = header[: end + 1] if end >= 0 else header
-            else:
-                header = b""
-            self._ask("message", then, ReceivedMessage(event.size, header, event.hops))
+            self._ask("message", then, ReceivedMessage(event.size, self._header.header(), event.hops))
 
     def _commit(self, size: int) -> None:
         session, incoming = self.session, self._incoming
@@ -386,7 +247,7 @@ class SMTPProtocol(Protocol):
                 id=session.id,
                 number=accepted.number,
                 qp=accepted.qp,
-                sender=_show(envelope.sender),
+                sender=show(envelope.sender),
                 recipients=len(envelope.recipients),
                 size=size,
             )
@@ -419,11 +280,6 @@ class SMTPProtocol(Protocol):
         if self.factory.draining:
             self._engine.end(CLOSING)
 
-    def _abort(self) -> None:
-        if self._incoming is not None:
-            self._incoming.abort()
-            self._incoming = None
-
     def _on_quit(self, event: wire.Quit) -> None:
         """The engine has said goodbye and is closed; the pump leaves."""
 
@@ -432,7 +288,7 @@ class SMTPProtocol(Protocol):
         is_own = self.factory.is_own_address
         return replace_own_ip(address, self._settings.localiphost, lambda ip: is_own(self.session, ip))
 
-    _handlers: ClassVar[dict[type, Callable[[SMTPProtocol, Any], None]]] = {
+    handlers: ClassVar[dict[type, Callable[[SMTPProtocol, Any], None]]] = {
         wire.Connect: _on_connect,
         wire.Helo: _on_helo,
         wire.Mail: _on_mail,
@@ -443,21 +299,3 @@ class SMTPProtocol(Protocol):
         wire.EndOfMessage: _on_end_of_message,
         wire.Quit: _on_quit,
     }
-
-
-def _number(text: bytes) -> int:
-    """The leading digits as a number, 0 without any (DATABYTES, spec/qmail.md §4)."""
-    digits = text[: len(text) - len(text.lstrip(b"0123456789"))]
-    return int(digits[:18] or b"0")
-
-
-def _complete(header: bytearray) -> bool:
-    return header.startswith(b"\n") or b"\n\n" in header
-
-
-def _show(text: bytes) -> str:
-    """Bytes from outside as one harmless line for the log."""
-    return text[:1000].decode("ascii", "backslashreplace").translate(_CONTROLS)
-
-
-_CONTROLS = {code: "?" for code in (*range(32), 127)}

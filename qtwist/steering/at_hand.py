@@ -20,9 +20,12 @@ from qtwist.files.disk import RealDisk
 from qtwist.interfaces import IQueue, RecipientRecord
 from qtwist.mail.holds import MESSAGE, Hold, Holds
 from qtwist.mail.rewriting import Rewriter
+from qtwist.queue.journal import Journal
 from qtwist.queue.layout import open_layout
 from qtwist.queue.looking import ENDING, NEW, Looking, Message
+from qtwist.queue.numbers import Numbers
 from qtwist.queue.preprocess import preprocess
+from qtwist.queue.recovery import journal_directory, recover
 from qtwist.queue.store import Store
 from qtwist.queue.sync import filesystem_roots
 from qtwist.send.steering import DROP, FAIL, fail_recipients
@@ -110,6 +113,7 @@ class QueueAtHand:
         try:
             lock = self._store.lock()
             try:
+                self._recover()
                 yield
             finally:
                 os.close(lock)
@@ -118,6 +122,16 @@ class QueueAtHand:
         finally:
             os.seteuid(before[0])
             os.setegid(before[1])
+
+    def _recover(self) -> None:
+        """What a daemon that crashed has left in its journal becomes files first."""
+        directory = journal_directory(self.layout)
+        if os.path.isdir(directory):
+            journal = Journal(self.disk, directory)
+            try:
+                recover(self.disk, self.layout, journal, Numbers(self.disk, directory))
+            finally:
+                journal.close()
 
     def retry(self, messages: Sequence[Message]) -> None:
         """Make messages due now."""

@@ -47,10 +47,13 @@ class QMQPServer:
     :meth:`receive` returns what is message; `ended` is true after the last octet of the request, and then `sender` and
     `recipients` are what was asked for, unless `refusal` is set: the exit code of qmail-queue and a text that starts
     with the letter. `broken` is set for what is no request at all. Either way :meth:`receive` takes no more.
+
+    Without `may_chunk`, QMQP proper is all that is taken.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, may_chunk: bool = True) -> None:
         self.chunked = False
+        self._may_chunk = may_chunk
         self.started = False
         self.ended = False
         self.broken = ""
@@ -86,7 +89,7 @@ class QMQPServer:
         size = len(data)
         if not self.started and size:
             self.started = True
-            if data[0] == _PLUS:
+            if data[0] == _PLUS and self._may_chunk:
                 self.chunked = True
                 self._address_limit = CHUNKED_ADDRESS_LIMIT
                 position = 1

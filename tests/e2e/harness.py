@@ -60,9 +60,10 @@ def accepts(port: int) -> bool:
 
 
 class Log:
-    """The lines that a process writes, as they come."""
+    """The lines that a process writes, as they come; `times` has the moment of each (time.monotonic)."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
+        self.times: list[float] = []
         self.lines: list[str] = []
         self.ended = False
         self._news = threading.Condition()
@@ -73,6 +74,7 @@ class Log:
         with pipe:
             for line in pipe:
                 with self._news:
+                    self.times.append(time.monotonic())
                     self.lines.append(line.decode("utf-8", "replace").rstrip("\n"))
                     self._news.notify_all()
         with self._news:
@@ -105,7 +107,7 @@ class Daemon:
 
     def __init__(self, case: DaemonCase) -> None:
         self.process = subprocess.Popen(
-            case.runtime.command("twistd", "-n", "--pidfile=", "qtwist", "--home", case.home),
+            [*case.wrapper, *case.runtime.command("twistd", "-n", "--pidfile=", "qtwist", "--home", case.home)],
             cwd=case.directory,
             env=case.environment(),
             stdin=subprocess.DEVNULL,
@@ -148,9 +150,11 @@ class Daemon:
 
 
 class DaemonCase(SynchronousTestCase):
-    """A test with a home in a folder of its own. `control` adds control files to what `qtwist init` writes."""
+    """A test with a home in a folder of its own. `control` adds control files to what `qtwist init` writes; `wrapper`
+    is a command that the daemon is started with (strace, faketime)."""
 
     control: dict[str, str] = {}
+    wrapper: tuple[str, ...] = ()
 
     def setUp(self) -> None:
         self.runtime = runtime()

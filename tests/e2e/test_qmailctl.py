@@ -57,6 +57,7 @@ class QmailctlTests(DaemonCase):
         self.write_dotqmail("later", "|exit 111\n")
         self.send([self.address.replace("@", "-later@")])
         wait_until("a deferral", lambda: "deferral" in self.log())
+        wait_until("the message to become files", lambda: "messages in queue: 1\n" in self.ctl("queue"))
         self.assertRegex(self.ctl("queue"), r"messages in queue: 1\n(?s:.*)<joe@client.test> \n\tlocal\t\S+-later@")
         self.ctl("flush")
         wait_until("another try", lambda: self.log().count("deferral") == 2)

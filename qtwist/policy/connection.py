@@ -1,0 +1,240 @@
+"""A connection whose engine tells events and whose policies are asked: what SMTP and QMTP have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from qtwist.interfaces import IIncomingMessage
+from qtwist.policy.base import Opinion, consult
+from qtwist.wire.smtp_server import Reply
+
+if TYPE_CHECKING:
+    from qtwist.policy.serving import PolicyFactory
+    from qtwist.policy.session import Session
+
+HEADER_SHOWN = 65536  # octets of the header that the message hook gets at most
+
+TROUBLE = Reply(451, b"a local rule could not be applied, try again later (#4.3.0)")
+NO_GREETING = Reply(421, TROUBLE.text)
+
+
+class Engine(Protocol):
+    """What the engine of such a connection has to have."""
+
+    @property
+    def closed(self) -> bool:
+        """All is said."""
+
+    @property
+    def wants_input(self) -> bool:
+        """False when so much lies unread that nothing more should be read for now."""
+
+    def next_event(self) -> Any:
+        """What to do next, None when there is nothing."""
+
+    def data_to_send(self) -> bytes:
+        """What to send to the client now."""
+
+
+@implementer(IPushProducer)
+class PolicyConnection(TwistedProtocol):
+    """Feeds an engine and does what it asks, one thing after the other.
+
+    It reads no further than the disk can follow and the client takes its answers. A subclass says what is done at
+    each event (`handlers`), in whose name it logs, and how the connection is left (:meth:`leave`).
+    """
+
+    factory: PolicyFactory[Any]
+    session: Session
+    log: ClassVar[Logger]
+    handlers: ClassVar[Mapping[type, Callable[[Any, Any], None]]]
+
+    def __init__(self) -> None:
+        self._engine: Any = None
+        self._incoming: IIncomingMessage | None = None
+        self._header: HeaderShown | None = None
+        self._waiting: Deferred[Any] | None = None
+        self._may_cancel = False
+        self._pumping = False
+        self._choked = False  # the client does not take our answers
+        self._paused = False  # we do not read from the client
+        self._leaving = False  # all is said, or the connection is gone
+        self._last = 0.0  # when the client gave a sign of life
+
+    # What the transport calls
+
+    def pauseProducing(self) -> None:
+        self._choked = True
+        self._regulate()
+
+    def resumeProducing(self) -> None:
+        self._choked = False
+        self._last = self.factory.clock.seconds()
+        self._pump()
+
+    def stopProducing(self) -> None:
+        """The connection is lost; connectionLost does what there is to do."""
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        transport: Any = self.transport
+        transport.abortConnection()
+
+    def leave(self) -> None:
+        """All is said, and the transport has no producer any more."""
+        transport: Any = self.transport
+        transport.loseConnection()
+
+    # The pump
+
+    def _pump(self) -> None:
+        """Handle events until there is nothing more to do now, then send what there is to say."""
+        if self._pumping:
+            return
+        engine: Engine = self._engine
+        self._pumping = True
+        try:
+            while self._waiting is None and not self._choked:
+                event = engine.next_event()
+                if event is None:
+                    break
+                self.handlers[type(event)](self, event)
+        finally:
+            self._pumping = False
+        data = engine.data_to_send()
+        transport: Any = self.transport
+        if data:
+            transport.write(data)
+        if not engine.closed:
+            self._regulate()
+        elif not self._leaving:
+            self._leaving = True
+            transport.unregisterProducer()
+            self.leave()
+
+    def _regulate(self) -> None:
+        """Read from the client, or do not."""
+        pause = self._choked or not self._engine.wants_input
+        if pause != self._paused and not self._leaving:
+            self._paused = pause
+            transport: Any = self.transport
+            if pause:
+                transport.pauseProducing()
+            else:
+                transport.resumeProducing()
+
+    def _wait(
+        self,
+        deferred: Deferred[Any],
+        done: Callable[[Any], None],
+        failed: Callable[[Failure], None],
+        may_cancel: bool = False,
+    ) -> None:
+        """Handle no event until `deferred` has fired and `done` or `failed` has run. One at a time."""
+        self._waiting = deferred
+        self._may_cancel = may_cancel
+
+        def finished(result: Any) -> None:
+            self._waiting = None
+            if isinstance(result, Failure):
+                failed(result)
+            else:
+                done(result)
+            if not self._leaving:
+                self._last = self.factory.clock.seconds()
+                self._pump()
+
+        deferred.addBoth(finished).addErrback(self._give_up)
+
+    def _give_up(self, failure: Failure) -> None:
+        self.log.failure("{id}: connection given up", failure, id=self.session.id)
+        self.abort()
+
+    def _stop_asking(self) -> None:
+        """What waits for a policy waits no longer."""
+        if self._waiting is not None and self._may_cancel:
+            self._waiting.cancel()
+
+    # Questions to the policies
+
+    def _ask(self, hook: str, then: Callable[[Opinion], object], *arguments: object) -> None:
+        """Ask the policies; `then` gets their opinion, or 451 when one of them is broken."""
+        asked = self.factory.hooks[hook]
+        if not asked:
+            then(None)
+            return
+
+        def failed(failure: Failure) -> None:
+            if not self._engine.closed:
+                self.log.failure("{id}: a policy has failed in {hook}", failure, id=self.session.id, hook=hook)
+                then(NO_GREETING if hook == "connect" else TROUBLE)
+
+        def done(opinion: Opinion) -> None:
+            if not self._engine.closed:
+                then(opinion)
+
+        try:
+            opinion = consult(asked, self.session, *arguments)
+        except Exception:  # whatever foreign code raises must not end the connection
+            failed(Failure())
+            return
+        if isinstance(opinion, Deferred):
+            self._wait(opinion, done, failed, may_cancel=True)
+        else:
+            then(opinion)
+
+    # The message
+
+    def _write(self, data: bytes) -> None:
+        assert self._incoming is not None
+        slow = self._incoming.write(data)
+        if slow is not None:
+            # The commit reports an error of the disk, so that there is nothing to do about one here.
+            self._wait(slow, lambda _: None, lambda _: None)
+
+    def _abort(self) -> None:
+        if self._incoming is not None:
+            self._incoming.abort()
+            self._incoming = None
+
+
+class HeaderShown:
+    """Collects the header of a message for the `message` hook, up to HEADER_SHOWN octets."""
+
+    def __init__(self) -> None:
+        self._text = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        text = self._text
+        if len(text) < HEADER_SHOWN and not (text.startswith(b"\n") or b"\n\n" in text):
+            text += data[: HEADER_SHOWN - len(text)]
+
+    def header(self) -> bytes:
+        """What there is of it, up to the empty line."""
+        text = bytes(self._text)
+        if text.startswith(b"\n"):
+            return b""
+        end = text.find(b"\n\n")
+        return text[: end + 1] if end >= 0 else text
+
+
+def leading_number(text: bytes) -> int:
+    """The leading digits as a number, 0 without any (DATABYTES, spec/qmail.md §4)."""
+    digits = text[: len(text) - len(text.lstrip(b"0123456789"))]
+    return int(digits[:18] or b"0")
+
+
+def show(text: bytes) -> str:
+    """Bytes from outside as one harmless line for the log."""
+    return text[:1000].decode("ascii", "backslashreplace").translate(_CONTROLS)
+
+
+_CONTROLS = {code: "?" for code in (*range(32), 127)}

@@ -1,0 +1,428 @@
+"""One POP3 connection: the shell that carries bytes, questions and messages between socket, engine and mailbox."""
+
+from __future__ import annotations
+
+import ipaddress
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from twisted.cred.credentials import UsernamePassword
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, ISSLTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from qtwist.auth.credentials import APOPCredentials
+from qtwist.auth.errors import LoginUnavailable
+from qtwist.control import ControlError
+from qtwist.policy.session import plain_ip
+from qtwist.pop3d.interfaces import (
+    IMaildrop,
+    MaildropError,
+    MaildropInUse,
+    MaildropTrouble,
+    MessageGone,
+)
+from qtwist.wire import pop3_server as wire
+from qtwist.wire.pop3_server import BAD_CREDENTIALS, IN_USE, PERMANENT, TEMPORARY, POP3Server
+
+if TYPE_CHECKING:
+    from qtwist.pop3d.factory import POP3Factory
+
+log = Logger(namespace="qtwist.pop3d")
+
+CANNOT_READ = b"the configuration cannot be read"
+TOO_MANY = b"too many connections, try again later"
+CLOSING = b"the service is shutting down, try again later"
+WRONG = b"wrong name or password"
+NO_LOGIN = b"logins cannot be checked now, try again later"
+NO_MAILDROP = b"there is no mailbox that can be read"
+IN_USE_TEXT = b"the mailbox is in use"
+TROUBLE = b"the mailbox cannot be read now, try again later"
+GONE = b"the message is no longer there"
+
+
+@implementer(IPushProducer)
+class POP3Protocol(Protocol):
+    """Feeds a :class:`POP3Server` and does what it asks.
+
+    It reads no further than the client takes its answers, and a message no faster. A client that says nothing, or does
+    not read, for control/timeoutpop3d seconds is left without a word, and nothing is deleted (RFC 1939 §3).
+    """
+
+    factory: POP3Factory
+
+    def __init__(self) -> None:
+        self._id = uuid.uuid4().hex[:16]
+        self._ip = ""
+        self._engine = POP3Server(b"")
+        self._maildrop: Any = None
+        self._source: Any = None
+        self._logout: Callable[[], object] | None = None
+        self._user = ""
+        self._waiting: Deferred[Any] | None = None
+        self._may_cancel = False
+        self._pumping = False
+        self._choked = False  # the client does not take our answers
+        self._paused = False  # we do not read from the client
+        self._leaving = False  # all is said, or the connection is gone
+        self._end = "lost"
+        self._retrieved = 0
+        self._deleted = 0
+        self._octets = 0
+        self._last = 0.0  # when the client gave a sign of life
+        self._timeout = 1200
+        self._timer: IDelayedCall | None = None
+
+    # What the transport calls
+
+    def connectionMade(self) -> None:
+        factory = self.factory
+        transport: Any = self.transport
+        set_no_delay = getattr(transport, "setTcpNoDelay", None)
+        if set_no_delay is not None:
+            set_no_delay(True)
+        self._ip = plain_ip(getattr(transport.getPeer(), "host", ""))
+        others = factory.connection_made(self)
+        transport.registerProducer(self, True)
+        try:
+            settings = factory.settings.get()
+        except ControlError as error:
+            log.error("{id}: refused, {error}", id=self._id, error=error)
+            self._engine.end(CANNOT_READ, TEMPORARY)
+        else:
+            self._timeout = settings.timeout
+            self._engine = engine = POP3Server(
+                factory.timestamp(settings.host),
+                secure=ISSLTransport.providedBy(transport),
+                plaintext=settings.plaintext or is_local(self._ip),
+                limits=factory.limits,
+            )
+            if factory.draining:
+                engine.end(CLOSING, TEMPORARY)
+            elif others >= max(1, settings.connections // factory.share):
+                log.warn(
+                    "{id}: refused {ip}, there are {others} connections already (control/concurrencypop3)",
+                    id=self._id,
+                    ip=self._ip,
+                    others=others,
+                )
+                engine.end(TOO_MANY, TEMPORARY)
+            else:
+                log.debug("{id}: connection from {ip}", id=self._id, ip=self._ip)
+                engine.greet()
+        self._last = factory.clock.seconds()
+        self._timer = factory.clock.callLater(self._timeout, self._tick)
+        self._pump()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._last = self.factory.clock.seconds()
+        self._engine.receive(data)
+        self._pump()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._leaving = True
+        self._engine.close()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._waiting is not None:
+            if self._may_cancel:
+                self._waiting.cancel()
+        else:
+            self._close_source()
+        if self._maildrop is not None:
+            log.info(
+                "{id}: end ({end}) of {user}: {octets} octets, {retrieved} retrieved, {deleted} deleted",
+                id=self._id,
+                end=self._end,
+                user=self._user,
+                octets=self._octets,
+                retrieved=self._retrieved,
+                deleted=self._deleted,
+            )
+            self._close_maildrop()
+        self.factory.connection_lost(self)
+
+    def pauseProducing(self) -> None:
+        self._choked = True
+        self._regulate()
+
+    def resumeProducing(self) -> None:
+        self._choked = False
+        self._last = self.factory.clock.seconds()
+        self._pump()
+
+    def stopProducing(self) -> None:
+        """The connection is lost; connectionLost does what there is to do."""
+
+    # What the factory calls
+
+    def drain(self) -> None:
+        """Leave, unless somebody has logged in: then QUIT is worth waiting for, because it deletes."""
+        if not (self._engine.in_transaction or self._engine.closed):
+            self._engine.end(CLOSING, TEMPORARY)
+            if self._waiting is not None and self._may_cancel:
+                self._waiting.cancel()
+            self._pump()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        transport: Any = self.transport
+        transport.abortConnection()
+
+    # The pump
+
+    def _pump(self) -> None:
+        """Handle events until there is nothing more to do now; send what there is to say."""
+        if self._pumping:
+            return
+        engine = self._engine
+        self._pumping = True
+        try:
+            while self._waiting is None and not self._choked and not self._leaving:
+                if self._source is not None:
+                    self._wait(self._source.read(), self._on_part, self._broken)
+                    self._flush()
+                    continue
+                event = engine.next_event()
+                if event is None:
+                    break
+                self._handlers[type(event)](self, event)
+        finally:
+            self._pumping = False
+        self._flush()
+        if not engine.closed:
+            self._regulate()
+        elif not self._leaving:
+            self._leaving = True
+            transport: Any = self.transport
+            transport.unregisterProducer()
+            transport.loseConnection()
+
+    def _flush(self) -> None:
+        data = self._engine.data_to_send()
+        if data:
+            transport: Any = self.transport
+            transport.write(data)
+
+    def _regulate(self) -> None:
+        """Read from the client, or do not."""
+        pause = self._choked or not self._engine.wants_input
+        if pause != self._paused and not self._leaving:
+            self._paused = pause
+            transport: Any = self.transport
+            if pause:
+                transport.pauseProducing()
+            else:
+                transport.resumeProducing()
+
+    def _wait(
+        self,
+        deferred: Deferred[Any],
+        done: Callable[[Any], None],
+        failed: Callable[[Failure], None],
+        may_cancel: bool = False,
+    ) -> None:
+        """Handle no event until `deferred` has fired and `done` or `failed` has run. One at a time."""
+        self._waiting = deferred
+        self._may_cancel = may_cancel
+
+        def finished(result: Any) -> None:
+            self._waiting = None
+            if isinstance(result, Failure):
+                failed(result)
+            else:
+                done(result)
+            if not self._leaving:
+                self._last = self.factory.clock.seconds()
+                self._pump()
+
+        def broken(failure: Failure) -> None:
+            log.failure("{id}: connection given up", failure, id=self._id)
+            self._end = "error"
+            self.abort()
+
+        deferred.addBoth(finished).addErrback(broken)
+
+    def _tick(self) -> None:
+        """The timer has run out: was the client really silent for so long?"""
+        clock = self.factory.clock
+        left = self._last + self._timeout - clock.seconds()
+        self._timer = None
+        if left <= 0:
+            if self._waiting is None or self._leaving:
+                log.info("{id}: timeout", id=self._id)
+                self._end = "timeout"
+                self.abort()
+                return
+            left = self._timeout  # it waits for us
+        self._timer = clock.callLater(left, self._tick)
+
+    # Logging in
+
+    def _on_login(self, event: wire.Login) -> None:
+        self._user = show(event.username)
+        credentials: Any
+        if event.digest is not None:
+            credentials = APOPCredentials(event.username, self._engine.timestamp, event.digest)
+        else:
+            assert event.password is not None
+            credentials = UsernamePassword(event.username, event.password)
+        login = self.factory.authenticator.login(credentials, self._ip, self.factory.service, IMaildrop)
+
+        def done(result: tuple[Any, Callable[[], object]]) -> None:
+            maildrop, logout = result
+            self._maildrop, self._logout = maildrop, logout
+            if self._engine.closed:
+                self._close_maildrop()
+                return
+            self._wait(maildrop.open(), opened, not_opened)
+
+        def opened(count: int) -> None:
+            if self._engine.closed:
+                return
+            log.info(
+                "{id}: login of {user} from {ip} by {method}, {count} messages",
+                id=self._id,
+                user=self._user,
+                ip=self._ip,
+                method=event.method,
+                count=count,
+            )
+            self._engine.logged_in(count)
+
+        def not_opened(failure: Failure) -> None:
+            self._close_maildrop()
+            self._refuse(failure)
+
+        self._wait(login, done, self._no_login, may_cancel=True)
+
+    def _no_login(self, failure: Failure) -> None:
+        """The authenticator has logged it."""
+        if self._engine.closed:
+            return
+        if failure.check(UnauthorizedLogin):
+            self._engine.refuse(WRONG, BAD_CREDENTIALS)
+        else:
+            if not failure.check(LoginUnavailable):
+                log.failure("{id}: login of {user} impossible", failure, id=self._id, user=self._user)
+            self._engine.refuse(NO_LOGIN, TEMPORARY)
+
+    def _refuse(self, failure: Failure) -> None:
+        """Say why the mailbox does not do what was asked."""
+        error = failure.value
+        if failure.check(MessageGone):
+            text, code = GONE, b""
+        elif failure.check(MaildropInUse):
+            text, code = IN_USE_TEXT, IN_USE
+        elif failure.check(MaildropError):
+            text, code = NO_MAILDROP, PERMANENT
+        else:
+            text, code = TROUBLE, TEMPORARY
+        if failure.check(MessageGone, MaildropInUse, MaildropError, MaildropTrouble):
+            log.warn(
+                "{id}: mailbox of {user}: {error}", id=self._id, user=self._user, error=str(error) or text.decode()
+            )
+        else:
+            log.failure("{id}: mailbox of {user} is broken", failure, id=self._id, user=self._user)
+        if not self._engine.closed:
+            self._engine.refuse(text, code)
+
+    # The mailbox
+
+    def _on_sizes(self, event: wire.SizesWanted) -> None:
+        self._wait(self._maildrop.sizes(), self._unless_closed(self._engine.give_sizes), self._refuse)
+
+    def _on_uids(self, event: wire.UidsWanted) -> None:
+        self._wait(self._maildrop.uids(), self._unless_closed(self._engine.give_uids), self._refuse)
+
+    def _unless_closed(self, done: Callable[[Any], None]) -> Callable[[Any], None]:
+        return lambda result: None if self._engine.closed else done(result)
+
+    def _on_retrieve(self, event: wire.Retrieve) -> None:
+        def done(source: Any) -> None:
+            self._source = source
+            if self._engine.closed:
+                self._close_source()
+            else:
+                self._engine.begin_message()
+                self._retrieved += event.whole
+
+        self._wait(self._maildrop.fetch(event.index), done, self._refuse)
+
+    def _on_part(self, data: bytes) -> None:
+        engine = self._engine
+        if engine.closed:
+            self._close_source()
+            return
+        self._octets += len(data)
+        if not data or not engine.message_part(data):
+            self._close_source()
+            engine.end_message()
+
+    def _broken(self, failure: Failure) -> None:
+        """A message that has begun cannot be ended by an error reply: the client must not take the half for a whole."""
+        self._close_source()
+        if not self._engine.closed:
+            log.error("{id}: message cut off: {error}", id=self._id, error=str(failure.value))
+            self._end = "error"
+            self._engine.close()
+            self.abort()
+
+    def _on_listing(self, event: wire.Listing) -> None:
+        self._flush()
+
+    def _on_finish(self, event: wire.Finish) -> None:
+        def done(failed: int) -> None:
+            self._end = "quit"
+            self._deleted = len(event.deleted) - failed
+            if not self._engine.closed:
+                self._engine.finished(failed)
+            else:
+                log.info("{id}: {deleted} deleted by QUIT, unanswered", id=self._id, deleted=self._deleted)
+
+        self._wait(self._maildrop.finish(event.deleted, event.retrieved), done, self._refuse)
+
+    def _on_quit(self, event: wire.Quit) -> None:
+        """The engine has said goodbye and is closed; the pump leaves."""
+
+    def _close_source(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
+
+    def _close_maildrop(self) -> None:
+        maildrop, self._maildrop = self._maildrop, None
+        logout, self._logout = self._logout, None
+        if maildrop is not None:
+            maildrop.close()
+        if logout is not None:
+            logout()
+
+    _handlers: ClassVar[dict[type, Callable[[POP3Protocol, Any], None]]] = {
+        wire.Login: _on_login,
+        wire.SizesWanted: _on_sizes,
+        wire.UidsWanted: _on_uids,
+        wire.Retrieve: _on_retrieve,
+        wire.Listing: _on_listing,
+        wire.Finish: _on_finish,
+        wire.Quit: _on_quit,
+    }
+
+
+def is_local(ip: str) -> bool:
+    """Whether a client with this address is on this host; one without an address came through a Unix socket."""
+    try:
+        return not ip or ipaddress.ip_address(ip.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def show(text: bytes) -> str:
+    """Bytes from outside as one harmless line for the log."""
+    return ascii(text[:80].decode("utf-8", "replace"))

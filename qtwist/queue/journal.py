@@ -1,0 +1,313 @@
+"""The journal in front of the queue's files: records appended to segments, one flush for many (design §4).
+
+A segment is a file of fixed size under queue/journal/, written once with zeros so that later only contents change: then
+a flush needs no commit of the file system's own journal. Segments are used in turn; every use has a generation, counted
+up, which each record carries and its checksum covers. Reading a segment ends at the first record that is not whole, or
+not of the generation of its first one: what a crash has torn, or what an earlier use has left.
+
+The first record of every segment says which generation is the oldest that still counts.
+
+Blocking; nothing here knows of threads or of a reactor. The disk is asked for no more than that what was flushed stays.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+
+import attrs
+
+from qtwist.files.disk import Disk
+from qtwist.queue.sync import close_quietly
+
+#: The size of a segment, and the largest record (octets).
+SEGMENT_SIZE = 16 * 1024 * 1024
+LARGEST_RECORD = 1024 * 1024
+
+ACCEPT = b"A"
+ROUTED = b"R"
+MARK = b"M"
+POSTPONE = b"P"
+BOUNCE = b"B"
+UNBOUNCE = b"U"
+DONE = b"D"
+END = b"E"
+_FIRST = b"F"
+
+_HEAD = struct.Struct("!IIQcQ")  # checksum of all that follows, octets of the payload, generation, kind, message number
+_CHECKSUM = 4
+_GENERATION = struct.Struct("!Q")
+_SUFFIX = ".segment"
+_ZEROS = bytes(256 * 1024)
+
+
+@attrs.frozen
+class Record:
+    """One thing that happened to message `number`; `payload` depends on `kind`."""
+
+    kind: bytes
+    number: int
+    payload: bytes = b""
+
+
+@attrs.define(eq=False)
+class _Segment:
+    path: str
+    fd: int
+    generation: int = 0
+
+
+def pack(record: Record, generation: int) -> bytes:
+    """A record as it stands in a segment."""
+    head = _HEAD.pack(0, len(record.payload), generation, record.kind, record.number)[_CHECKSUM:]
+    checksum = zlib.crc32(record.payload, zlib.crc32(head))
+    return b"".join((checksum.to_bytes(_CHECKSUM, "big"), head, record.payload))
+
+
+def unpack(data: bytes) -> tuple[int, list[Record]]:
+    """The generation of a segment, and its records; (0, []) for one that holds nothing whole."""
+    found: list[Record] = []
+    generation = 0
+    offset = 0
+    view = memoryview(data)
+    while offset + _HEAD.size <= len(data):
+        checksum, length, written, kind, number = _HEAD.unpack_from(data, offset)
+        end = offset + _HEAD.size + length
+        if end > len(data) or (generation and written != generation) or not written:
+            break
+        if zlib.crc32(view[offset + _CHECKSUM : end]) != checksum:
+            break
+        generation = written
+        found.append(Record(kind, number, data[offset + _HEAD.size : end]))
+        offset = end
+    return generation, found
+
+
+class Journal:
+    """The segments of one queue. After :meth:`open`, one thread at a time may :meth:`write`."""
+
+    def __init__(self, disk: Disk, directory: str, segment_size: int = SEGMENT_SIZE) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._size = segment_size
+        self._free: list[_Segment] = []
+        self._current: _Segment | None = None
+        self._used: list[_Segment] = []  # with records that count still, the current one included, oldest first
+        self._generation = 0
+        self._offset = 0
+        self._unsynced = False
+
+    @property
+    def generation(self) -> int:
+        """That of the segment in use."""
+        return self._generation
+
+    def read(self) -> list[Record]:
+        """All records that count, in the order in which they were written. OSError when a segment cannot be read."""
+        segments: list[tuple[int, list[Record]]] = []
+        for name in sorted(self._disk.list_directory(self._directory)):
+            if name.endswith(_SUFFIX):
+                segment = _Segment(os.path.join(self._directory, name), -1)
+                segment.fd = self._disk.open(segment.path, os.O_RDWR)
+                self._free.append(segment)
+                generation, records = unpack(self._disk.pread(segment.fd, self._size, 0))
+                if generation:
+                    segments.append((generation, records))
+        if not segments:
+            return []
+        segments.sort(key=lambda segment: segment[0])
+        self._generation = segments[-1][0]
+        [oldest] = _GENERATION.unpack(segments[-1][1][0].payload)
+        return [record for generation, records in segments if generation >= oldest for record in records[1:]]
+
+    def open(self) -> None:
+        """Begin anew: nothing that was written so far counts from here on, durably. After :meth:`read`."""
+        self._used = []
+        self._rotate()
+        self._sync()
+
+    def write(self, records: Iterable[Record], sync: bool) -> None:
+        """Append records; with `sync`, they and all before them are durable when this returns.
+
+        OSError when the disk fails: then nothing is known of these records, and nothing more can be written.
+        """
+        parts: list[bytes] = []
+        size = 0
+        for record in records:
+            data = pack(record, self._generation)
+            if self._offset + size + len(data) > self._size:
+                self._append(parts)
+                parts, size = [], 0
+                self._sync()
+                self._rotate()
+                data = pack(record, self._generation)
+            parts.append(data)
+            size += len(data)
+        self._append(parts)
+        if sync:
+            self._sync()
+
+    def flush(self) -> None:
+        """Make durable what was written without `sync`."""
+        if self._unsynced:
+            self._sync()
+
+    def release(self, oldest: int) -> None:
+        """Generations before `oldest` do not count any more; their segments may be used again."""
+        while self._used and self._used[0].generation < oldest and self._used[0] is not self._current:
+            self._free.append(self._used.pop(0))
+
+    @property
+    def segments(self) -> int:
+        """How many segments hold records that count."""
+        return len(self._used)
+
+    def close(self) -> None:
+        """Close all files; nothing is flushed."""
+        for segment in (*self._free, *self._used):
+            close_quietly(self._disk, segment.fd)
+        self._free, self._used, self._current = [], [], None
+
+    def _rotate(self) -> None:
+        segment = self._free.pop(0) if self._free else self._create()
+        self._generation += 1
+        segment.generation = self._generation
+        self._current = segment
+        self._used.append(segment)
+        self._offset = 0
+        self._append([pack(Record(_FIRST, 0, _GENERATION.pack(self._used[0].generation)), self._generation)])
+
+    def _create(self) -> _Segment:
+        taken = {segment.path for segment in (*self._free, *self._used)}
+        numbers = (os.path.join(self._directory, f"{number}{_SUFFIX}") for number in range(1, 100_000))
+        path = next(path for path in numbers if path not in taken)
+        fd = self._disk.create_exclusive(path, 0o600)
+        try:
+            for start in range(0, self._size, len(_ZEROS)):
+                self._disk.write_all(fd, _ZEROS[: self._size - start])
+            self._disk.fsync(fd)
+            self._disk.fsync_directory(self._directory)
+        except OSError:
+            close_quietly(self._disk, fd)
+            self._disk.unlink(path)
+            raise
+        return _Segment(path, fd)
+
+    def _append(self, parts: list[bytes]) -> None:
+        assert self._current is not None
+        data = b"".join(parts)
+        written = 0
+        while written < len(data):
+            piece = data[written:] if written else data
+            written += self._disk.pwrite(self._current.fd, piece, self._offset + written)
+        if data:
+            self._offset += len(data)
+            self._unsynced = True
+
+    def _sync(self) -> None:
+        assert self._current is not None
+        self._disk.sync_data(self._current.fd)
+        self._unsynced = False
+
+
+# What the payloads hold.
+
+_ACCEPT = struct.Struct("!dI")  # birth, octets of the envelope
+_MARK = struct.Struct("!cQ")  # channel, offset
+_DUE = struct.Struct("!cd")  # channel, due
+_LENGTH = struct.Struct("!I")
+_LETTERS = {"local": b"l", "remote": b"r"}
+_CHANNELS = {letter: channel for channel, letter in _LETTERS.items()}
+
+
+@attrs.define(eq=False)
+class Entry:
+    """A message in the journal, as its records tell it.
+
+    `channels` holds what local/N and remote/N would, None before it is preprocessed; `due` the channels' due times.
+    """
+
+    number: int
+    birth: float
+    envelope: bytes  # as in todo/N
+    message: bytes
+    channels: dict[str, bytearray] | None = None
+    due: dict[str, float] = attrs.field(factory=dict)
+    bounce: bytearray | None = None
+
+    def apply(self, record: Record) -> None:
+        """Take in what one record says of this message. ValueError for a record that cannot be."""
+        kind, payload = record.kind, record.payload
+        try:
+            if kind == ROUTED:
+                self.channels = dict(_read_routed(payload))
+                self.due = {channel: self.birth for channel in self.channels}
+            elif kind == MARK:
+                letter, offset = _MARK.unpack(payload)
+                assert self.channels is not None
+                self.channels[_CHANNELS[letter]][offset] = ord("D")
+            elif kind == POSTPONE:
+                letter, due = _DUE.unpack(payload)
+                self.due[_CHANNELS[letter]] = due
+            elif kind == BOUNCE:
+                self.bounce = (self.bounce or bytearray()) + payload
+            elif kind == UNBOUNCE:
+                self.bounce = None
+            elif kind == DONE:
+                assert self.channels is not None
+                self.channels.pop(_CHANNELS[payload], None)
+            else:
+                raise ValueError(f"a record of the kind {kind!r}")
+        except (struct.error, KeyError, IndexError, AssertionError) as error:
+            raise ValueError(f"a record {kind!r} of message {self.number} makes no sense") from error
+
+
+def accept(entry: Entry) -> Record:
+    payload = _ACCEPT.pack(entry.birth, len(entry.envelope)) + entry.envelope + entry.message
+    return Record(ACCEPT, entry.number, payload)
+
+
+def routed(number: int, channels: dict[str, bytearray]) -> Record:
+    """Which channel file would hold what."""
+    parts = [_LETTERS[name] + _LENGTH.pack(len(data)) + data for name, data in channels.items()]
+    return Record(ROUTED, number, b"".join(parts))
+
+
+def mark(number: int, channel: str, offset: int) -> Record:
+    return Record(MARK, number, _MARK.pack(_LETTERS[channel], offset))
+
+
+def postpone(number: int, channel: str, due: float) -> Record:
+    return Record(POSTPONE, number, _DUE.pack(_LETTERS[channel], due))
+
+
+def done(number: int, channel: str) -> Record:
+    """A channel is finished, whatever its marks say."""
+    return Record(DONE, number, _LETTERS[channel])
+
+
+def _read_routed(payload: bytes) -> Iterator[tuple[str, bytearray]]:
+    offset = 0
+    while offset < len(payload):
+        [length] = _LENGTH.unpack_from(payload, offset + 1)
+        start = offset + 1 + _LENGTH.size
+        yield _CHANNELS[payload[offset : offset + 1]], bytearray(payload[start : start + length])
+        offset = start + length
+
+
+def replay(records: Iterable[Record]) -> dict[int, Entry]:
+    """The messages that were accepted and not yet ended, by number. ValueError for records that make no sense."""
+    entries: dict[int, Entry] = {}
+    for record in records:
+        if record.kind == ACCEPT:
+            birth, length = _ACCEPT.unpack_from(record.payload)
+            start = _ACCEPT.size
+            envelope, message = record.payload[start : start + length], record.payload[start + length :]
+            entries[record.number] = Entry(record.number, birth, envelope, message)
+        elif record.kind == END:
+            entries.pop(record.number, None)
+        elif record.number in entries:
+            entries[record.number].apply(record)
+    return entries

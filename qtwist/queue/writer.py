@@ -1,0 +1,112 @@
+"""The thread that writes the journal: whatever came in during the last flush shares the next one."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import Logger
+
+from qtwist.queue.journal import Journal, Record
+
+_log = Logger()
+
+#: Records that nobody waits for are flushed after so many idle seconds.
+IDLE = 1.0
+#: Records written in one go.
+BATCH = 2000
+
+_Job = tuple[Sequence[Record], "Deferred[int] | None", int]
+
+
+class JournalWriter:
+    """Writes records in the order in which they come. Methods run in the reactor thread."""
+
+    def __init__(self, reactor: IReactorFromThreads, journal: Journal) -> None:
+        self._reactor = reactor
+        self._journal = journal
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._ended: Deferred[None] = Deferred()
+        self.broken: OSError | None = None
+
+    def start(self) -> None:
+        """Start the thread; once."""
+        # A daemon, so that a process which ends without stop() ends: the journal survives a crash at any point.
+        threading.Thread(target=self._work, name="journal writer", daemon=True).start()
+
+    def append(self, *records: Record) -> None:
+        """Write records soon; nobody waits for them."""
+        self._jobs.put((records, None, 0))
+
+    def commit(self, *records: Record) -> Deferred[int]:
+        """Write records; fires when they, and all before them, are durable.
+
+        With a generation that is not after theirs; errbacks with OSError when the disk has failed.
+        """
+        answer: Deferred[int] = Deferred()
+        self._jobs.put((records, answer, 0))
+        return answer
+
+    def release(self, oldest: int) -> None:
+        """Generations before `oldest` do not count any more."""
+        self._jobs.put(((), None, oldest))
+
+    def stop(self) -> Deferred[None]:
+        """Fires when all that came is written and flushed."""
+        self._jobs.put(None)
+        return self._ended
+
+    def _work(self) -> None:
+        stopping = False
+        while not stopping:
+            batch, stopping = self._next_batch()
+            answers = [answer for _, answer, _ in batch if answer is not None]
+            records = [record for job, _, _ in batch for record in job]
+            generation = self._journal.generation
+            error = self._write(records, sync=bool(answers) or stopping)
+            oldest = max((job[2] for job in batch), default=0)
+            if oldest:
+                self._journal.release(oldest)
+            if answers:
+                self._reactor.callFromThread(self._report, answers, generation if error is None else error)
+        self._reactor.callFromThread(self._ended.callback, None)
+
+    def _next_batch(self) -> tuple[list[_Job], bool]:
+        try:
+            job = self._jobs.get(timeout=IDLE)
+        except queue.Empty:
+            self._write((), sync=False, flush=True)
+            job = self._jobs.get()
+        batch: list[_Job] = []
+        while job is not None:
+            batch.append(job)
+            if len(batch) == BATCH:
+                return batch, False
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+    def _write(self, records: Sequence[Record], sync: bool, flush: bool = False) -> OSError | None:
+        if self.broken is None:
+            try:
+                self._journal.write(records, sync)
+                if flush:
+                    self._journal.flush()
+            except OSError as error:
+                # What a flush has lost, it has forgotten: nothing that is written from here on could be trusted.
+                self.broken = error
+                _log.error("the journal cannot be written: {error}; messages go to files", error=error)
+        return self.broken
+
+    def _report(self, answers: list[Deferred[int]], result: Any) -> None:
+        for answer in answers:
+            if isinstance(result, OSError):
+                answer.errback(result)
+            else:
+                answer.callback(result)

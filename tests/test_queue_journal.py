@@ -1,0 +1,326 @@
+"""The journal's segments and records; numbers held in reserve; what is settled and recovered (design §4)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from qtwist.files.disk import RealDisk
+from qtwist.mail.envelope import Envelope
+from qtwist.queue import journal as records
+from qtwist.queue.journal import Entry, Journal, Record, pack, replay, unpack
+from qtwist.queue.layout import Layout
+from qtwist.queue.numbers import Numbers
+from qtwist.queue.records import format_envelope
+from qtwist.queue.recovery import Unrecoverable, journal_directory, recover
+from qtwist.queue.store import Store
+from tests.queue_tools import Trouble, WatchedDisk, make_queue
+
+RECORDS = st.builds(
+    Record, st.sampled_from([records.END, records.UNBOUNCE, records.BOUNCE]), st.integers(0, 99), st.binary(max_size=50)
+)
+SMALL = 4096
+
+
+def entry(number: int, message: bytes = b"Subject: x\n\nhello\n") -> Entry:
+    return Entry(number, 1000.5, format_envelope(7, number, Envelope(b"ann@x", (b"joe@y", b"bob@z"))), message)
+
+
+class RecordTests(SynchronousTestCase):
+    @given(st.lists(RECORDS), st.integers(1, 2**63), st.binary(max_size=40))
+    def test_round_trip(self, wanted: list[Record], generation: int, rest: bytes) -> None:
+        """What was written is read, whatever lies behind it."""
+        data = b"".join(pack(record, generation) for record in wanted)
+        found_generation, found = unpack(data + rest)
+        self.assertEqual(found[: len(wanted)], wanted)
+        self.assertEqual(found_generation, generation if wanted else found_generation)
+
+    @given(st.lists(RECORDS, min_size=1), st.data())
+    def test_torn(self, wanted: list[Record], data: st.DataObject) -> None:
+        """Octets that a crash has changed end the reading; what stands before them is read, nothing else is."""
+        whole = b"".join(pack(record, 3) for record in wanted)
+        place = data.draw(st.integers(0, len(whole) - 1))
+        torn = bytearray(whole)
+        torn[place] ^= data.draw(st.integers(1, 255))
+        _, found = unpack(bytes(torn))
+        self.assertEqual(found, wanted[: len(found)])
+        self.assertLess(len(found), len(wanted))
+
+    @given(st.lists(RECORDS, min_size=1, max_size=5), st.lists(RECORDS, min_size=1, max_size=5))
+    def test_earlier_use(self, old: list[Record], new: list[Record]) -> None:
+        """Records of an earlier use of the segment, right behind those of this one, do not count."""
+        _, found = unpack(b"".join(pack(one, 9) for one in new) + b"".join(pack(one, 8) for one in old))
+        self.assertEqual(found, new)
+
+    @given(st.binary())
+    def test_anything(self, data: bytes) -> None:
+        unpack(data)
+
+    def test_entry(self) -> None:
+        """A message's life, told by its records."""
+        first = entry(5)
+        told = [
+            records.accept(first),
+            records.routed(5, {"local": bytearray(b"Tjoe@y\0"), "remote": bytearray(b"Tbob@z\0Tcid@z\0")}),
+            records.postpone(5, "remote", 1400.5),
+            Record(records.BOUNCE, 5, b"<joe@y>:\nno\n\n"),
+            records.mark(5, "local", 0),
+            records.done(5, "local"),
+            records.mark(5, "remote", 7),
+        ]
+        [found] = replay(told).values()
+        self.assertEqual((found.number, found.birth, found.envelope, found.message), (5, 1000.5, *first_parts(first)))
+        self.assertEqual(found.channels, {"remote": bytearray(b"Tbob@z\0Dcid@z\0")})
+        self.assertEqual((found.due["remote"], found.bounce), (1400.5, b"<joe@y>:\nno\n\n"))
+        self.assertEqual(replay([*told, Record(records.END, 5)]), {})
+
+    def test_nonsense(self) -> None:
+        """Whole records that cannot be: a defect, and not passed over."""
+        first = records.accept(entry(5))
+        for record in (
+            records.mark(5, "local", 0),
+            Record(records.MARK, 5, b"l"),
+            Record(b"?", 5),
+            Record(records.ROUTED, 5, b"x\0\0\0\1a"),
+        ):
+            with self.subTest(record=record):
+                self.assertRaises(ValueError, replay, [first, record])
+
+    def test_number_again(self) -> None:
+        """A number that is free again serves another message."""
+        [found] = replay(
+            [records.accept(entry(5, b"1")), Record(records.END, 5), records.accept(entry(5, b"2"))]
+        ).values()
+        self.assertEqual(found.message, b"2")
+
+
+def first_parts(one: Entry) -> tuple[bytes, bytes]:
+    return one.envelope, one.message
+
+
+class JournalCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.directory = tempfile.mkdtemp(prefix="qtwist-journal-")
+        self.addCleanup(shutil.rmtree, self.directory)
+
+    def opened(self, disk: RealDisk | None = None) -> tuple[Journal, list[Record]]:
+        journal = Journal(disk or RealDisk(), self.directory, SMALL)
+        found = journal.read()
+        journal.open()
+        self.addCleanup(journal.close)
+        return journal, found
+
+
+class JournalTests(JournalCase):
+    def test_read_again(self) -> None:
+        journal, found = self.opened()
+        self.assertEqual(found, [])
+        journal.write([Record(records.END, 1)], sync=True)
+        journal.write([Record(records.END, 2), Record(records.END, 3)], sync=False)
+        other = Journal(RealDisk(), self.directory, SMALL)
+        self.addCleanup(other.close)
+        self.assertEqual([record.number for record in other.read()], [1, 2, 3])
+
+    def test_open_begins_anew(self) -> None:
+        """Once it is open, what was there before does not count, even if nothing was written since."""
+        self.opened()[0].write([Record(records.END, 1)], sync=True)
+        _, found = self.opened()
+        self.assertEqual(len(found), 1)
+        _, found = self.opened()
+        self.assertEqual(found, [])
+
+    def test_segments(self) -> None:
+        """Records go on in the next segment, and a released one is used again."""
+        journal, _ = self.opened()
+        for number in range(30):
+            journal.write([Record(records.BOUNCE, number, bytes(500))], sync=True)
+        self.assertGreater(journal.segments, 3)
+        journal.release(journal.generation)
+        self.assertEqual(journal.segments, 1)
+        files = len(os.listdir(self.directory))
+        for number in range(30, 50):
+            journal.write([Record(records.BOUNCE, number, bytes(500))], sync=True)
+            journal.release(journal.generation)
+        self.assertEqual(len(os.listdir(self.directory)), files)
+        other = Journal(RealDisk(), self.directory, SMALL)
+        self.addCleanup(other.close)
+        # What was released does not come back.
+        self.assertLess(len(other.read()), 10)
+
+    def test_preallocated(self) -> None:
+        """A flush finds a file whose size does not change."""
+        journal, _ = self.opened()
+        [path] = [os.path.join(self.directory, name) for name in os.listdir(self.directory)]
+        self.assertEqual(os.path.getsize(path), SMALL)
+        journal.write([Record(records.END, 1)], sync=True)
+        self.assertEqual(os.path.getsize(path), SMALL)
+        self.assertGreaterEqual(os.stat(path).st_blocks * 512, SMALL)
+
+    @given(st.lists(st.lists(RECORDS, max_size=6), max_size=12), st.data())
+    @settings(max_examples=50, deadline=None)
+    def test_any_writes(self, batches: list[list[Record]], data: st.DataObject) -> None:
+        """Whatever is written in whatever batches is read in order."""
+        with tempfile.TemporaryDirectory() as directory:
+            journal = Journal(RealDisk(), directory, 1024)
+            journal.read()
+            journal.open()
+            for batch in batches:
+                journal.write(batch, sync=data.draw(st.booleans()))
+            journal.close()
+            other = Journal(RealDisk(), directory, 1024)
+            self.assertEqual(other.read(), [record for batch in batches for record in batch])
+            other.close()
+
+    def test_flushes(self) -> None:
+        """One flush for a batch; none for what need not be durable yet."""
+        calls: list[str] = []
+        journal, _ = self.opened(WatchedDisk(calls.append))
+        del calls[:]
+        journal.write([Record(records.END, number) for number in range(20)], sync=True)
+        self.assertEqual(calls, ["pwrite", "sync_data"])
+        del calls[:]
+        journal.write([Record(records.END, 1)], sync=False)
+        journal.flush()
+        journal.flush()
+        self.assertEqual(calls, ["pwrite", "sync_data"])
+
+    def test_failing_disk(self) -> None:
+        trouble = Trouble(10**9, lasting=True)
+        journal, _ = self.opened(WatchedDisk(trouble))
+        trouble.first = trouble.calls + 2  # the flush
+        self.assertRaises(OSError, journal.write, [Record(records.END, 1)], True)
+
+
+class NumbersTests(JournalCase):
+    def test_reserve(self) -> None:
+        """A number is the inode number of a file that is there as long as the number is in use."""
+        numbers = Numbers(RealDisk(), self.directory)
+        numbers.reserve(3)
+        taken = [numbers.take() for _ in range(3)]
+        self.assertEqual(sorted(os.listdir(self.directory)), sorted(map(str, taken)))
+        self.assertTrue(all(os.stat(f"{self.directory}/{number}").st_ino == number for number in taken))
+        self.assertIsNone(numbers.take())
+        assert taken[0] is not None
+        numbers.give_back(taken[0])
+        self.assertEqual(numbers.take(), taken[0])
+
+    def test_find(self) -> None:
+        """After a restart: free files serve again, what is a message by now or a copy does not."""
+        numbers = Numbers(RealDisk(), self.directory)
+        numbers.reserve(3)
+        free, message, held = (numbers.take() for _ in range(3))
+        with open(f"{self.directory}/{message}", "w") as file:
+            file.write("x")
+        for name in ("new.7", "4711"):
+            with open(f"{self.directory}/{name}", "w"):
+                pass
+        other = Numbers(RealDisk(), self.directory)
+        assert held is not None
+        other.find(frozenset({held}))
+        self.assertEqual(sorted(os.listdir(self.directory)), sorted((str(free), str(held))))
+        self.assertEqual((other.take(), other.take()), (free, None))
+
+
+class RecoveryTests(SynchronousTestCase):
+    """A journal with messages, left by a daemon that was killed."""
+
+    def setUp(self) -> None:
+        self.layout: Layout = make_queue(self, split=3)
+        self.directory = journal_directory(self.layout)
+        os.mkdir(self.directory)
+        numbers = Numbers(RealDisk(), self.directory)
+        numbers.reserve(8)
+        journal = Journal(RealDisk(), self.directory, SMALL * 4)
+        journal.read()
+        journal.open()
+        self.plain, self.tried, self.over = (numbers.take() or 0 for _ in range(3))
+        journal.write([records.accept(entry(number)) for number in (self.plain, self.tried, self.over)], sync=True)
+        journal.write(
+            [
+                records.routed(self.tried, {"local": bytearray(b"Tjoe@y\0"), "remote": bytearray(b"Tbob@z\0")}),
+                records.postpone(self.tried, "remote", 1400.0),
+                Record(records.BOUNCE, self.tried, b"<joe@y>:\nno\n\n"),
+                records.mark(self.tried, "local", 0),
+                Record(records.END, self.over),
+            ],
+            sync=False,
+        )
+        journal.close()
+        self.store = Store(RealDisk(), self.layout)
+
+    def recover(self, disk: RealDisk | None = None) -> list[tuple[int, int]]:
+        disk = disk or RealDisk()
+        journal = Journal(disk, self.directory, SMALL * 4)
+        try:
+            return recover(disk, self.layout, journal, Numbers(disk, self.directory))
+        finally:
+            journal.close()
+
+    def check(self) -> None:
+        """Everything is in files as §5.2 and §5.3 have them: S3 for what was not preprocessed, else S4."""
+        layout = self.layout
+        self.assertEqual(self.store.numbers("todo"), [self.plain])
+        for number in (self.plain, self.tried):
+            path = layout.path("mess", number)
+            self.assertEqual(os.stat(path).st_ino, number)
+            with open(path, "rb") as file:
+                self.assertEqual(file.read(), b"Subject: x\n\nhello\n")
+        info = self.store.info(self.tried)
+        self.assertEqual((info.sender, info.birth), (b"ann@x", 1000.5))
+        self.assertEqual(self.store.due(self.tried, "remote"), 1400.0)
+        [local], _ = self.store.recipients(self.tried, "local", 0, 9)
+        [remote], _ = self.store.recipients(self.tried, "remote", 0, 9)
+        self.assertEqual((local.done, remote.done), (True, False))
+        self.assertEqual(self.store.bounce(self.tried), b"<joe@y>:\nno\n\n")
+        self.assertFalse(os.path.exists(layout.path("mess", self.over)))
+
+    def test_recover(self) -> None:
+        self.assertEqual(self.recover(), [(self.plain, self.plain), (self.tried, self.tried)])
+        self.check()
+        self.assertFalse(os.path.exists(f"{self.directory}/{self.plain}"))
+        self.assertEqual(self.recover(), [])
+
+    def test_stopped_anywhere(self) -> None:
+        """Stopped at any disk call and begun again: the same end, and nothing twice."""
+        for first in range(1, 200, 2):
+            trouble = Trouble(first, lasting=True)
+            try:
+                self.recover(WatchedDisk(trouble))
+            except OSError:
+                self.recover()
+            self.check()
+            if not trouble.struck:
+                break
+            # Once more from the start, as if it had not been recovered.
+            self.tearDownQueue()
+        else:
+            raise AssertionError("it never came to an end")
+        self.assertGreater(first, 40)
+
+    def tearDownQueue(self) -> None:
+        self.setUp()
+
+    def test_trouble_is_told(self) -> None:
+        """A journal that cannot become files must not be passed over."""
+        os.chmod(self.layout.holder("mess", self.plain), 0o755)
+        shutil.rmtree(self.layout.holder("mess", self.plain))
+        error = self.assertRaises(Unrecoverable, self.recover)
+        self.assertIn("2 messages of the journal cannot become files", str(error))
+
+    def test_copied_queue(self) -> None:
+        """In a copy, inode numbers are others: the messages get numbers that are theirs."""
+        copy = f"{self.layout.directory}.copy"
+        shutil.copytree(self.layout.directory, copy, ignore=shutil.ignore_patterns("trigger"))
+        self.addCleanup(shutil.rmtree, copy)
+        self.layout = Layout(copy, self.layout.split)
+        self.directory = journal_directory(self.layout)
+        self.store = Store(RealDisk(), self.layout)
+        renamed = dict(self.recover())
+        self.assertEqual(set(renamed), {self.plain, self.tried})
+        self.plain, self.tried = renamed[self.plain], renamed[self.tried]
+        self.check()
