@@ -87,7 +87,7 @@ class Mailboxes:
     def reported(self, name: bytes, home: bytes, uid: int, gid: int, environment: Mapping[bytes, bytes]) -> Account:
         """The account that a checkpassword program has told of. MailboxError."""
         assignment = Assignment(environment.get(b"USER", name), uid, gid, home, b"", b"")
-        return Account(name, home, self._maildir(assignment), uid, gid, environment)
+        return Account(name, home, self.mailbox(assignment), uid, gid, environment)
 
     def _owner(self, local: bytes) -> Assignment | None:
         owner = self._users.assigned(local)
@@ -99,7 +99,7 @@ class Mailboxes:
 
     def _account(self, name: bytes, owner: Assignment) -> Account:
         environment = {b"USER": owner.user, b"HOME": owner.home, b"SHELL": _shell(owner.user)}
-        return Account(name, owner.home, self._maildir(owner), owner.uid, owner.gid, environment)
+        return Account(name, owner.home, self.mailbox(owner), owner.uid, owner.gid, environment)
 
     def maildir(self, owner: Assignment) -> bytes | None:
         """The first maildir that a delivery to `owner` would write to, None when it writes to none.
@@ -124,7 +124,8 @@ class Mailboxes:
                 break
         return None
 
-    def _maildir(self, owner: Assignment) -> bytes | None:
+    def mailbox(self, owner: Assignment) -> bytes | None:
+        """The maildir that `owner` reads, None when there is none, or this process may not look for it."""
         try:
             found = self.maildir(owner)
         except PermissionError:

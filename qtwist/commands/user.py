@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
 import grp
 import os
@@ -17,7 +18,7 @@ from qtwist.auth.people import People, Refusal
 from qtwist.auth.store import CredentialStore, StoreError
 from qtwist.commands.base import PERMANENT, TEMPORARY
 from qtwist.commands.base import home as default_home
-from qtwist.control_reading import ControlError
+from qtwist.control_reading import ControlError, read, split_lines
 from qtwist.files.assign import Assignment
 from qtwist.mail import rewriting
 
@@ -92,6 +93,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _hand_over(home: str, store: str) -> None:
+    """In a home of root's, the store is for the role that checks passwords (doc/security.md)."""
+    if os.geteuid() != 0 or os.stat(home).st_uid != 0:
+        return
+    account = b"qmailp"
+    for _, line in split_lines(read(os.path.join(home, "control", "accounts")) or b""):
+        role, _, name = line.partition(b":")
+        if role == b"qmailp":
+            account = name
+    with contextlib.suppress(KeyError):  # without that account, no daemon can be started as root, either
+        entry = pwd.getpwnam(os.fsdecode(account))
+        os.chown(store, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+
+
 class _Users:
     """One run of the command."""
 
@@ -127,6 +142,7 @@ class _Users:
         if stored is None:
             assert given is not None
             self.store.set(name, given)
+            _hand_over(self.people.home, self.store.path)
             _tell("wrote", f"{self.store.path} ({hashing.scheme(given)})")
         sys.stdout.write(f"{os.fsdecode(name)} receives mail and can log in.\n")
 

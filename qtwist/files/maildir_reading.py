@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-
-import attrs
+from dataclasses import dataclass
 
 #: What nobody has read or written in tmp/ for so long (seconds) is the rest of a delivery that failed.
 OSSIFIED = 129600
 
 
-@attrs.frozen
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A message: its path below the maildir (``new/…`` or ``cur/…``), and when it came (mtime in nanoseconds)."""
 

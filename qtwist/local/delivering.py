@@ -6,6 +6,7 @@ descriptor. Standard library only: lspawn loads this as root before it forks.
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import socket
@@ -14,13 +15,17 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from qtwist.auth.mailboxes import MailboxError, Mailboxes
 from qtwist.control_reading import ControlError, first_line, read
+from qtwist.files.assign import Assignment
 from qtwist.files.copying import message_blocks
 from qtwist.files.disk import RealDisk
 from qtwist.local.deliver import Forwarded, Job, Parts, deliver
 from qtwist.local.errors import SYSTEM_TROUBLE, TEMPORARY, DeliveryError
 from qtwist.local.users import Users, folder_account
 from qtwist.mail.envelope import Report
+from qtwist.pop3d import mailbox
+from qtwist.pop3d.maildir import MaildirSession
 from qtwist.queue.client import QueueRefused, submit
 from qtwist.wire import spawning
 
@@ -82,6 +87,22 @@ def _forward(
         return Forwarded(Report(error.letter, error.text))
     except OSError as error:
         return Forwarded(Report.deferral(b"unable to read it: %s. (#4.3.0)" % str(error.strerror).encode()))
+
+
+def serve_mailbox(sock: socket.socket, home: str, owner: Assignment) -> None:
+    """Read the mailbox of `owner` for the server at the other end of `sock`."""
+    os.umask(0o077)
+
+    def opened() -> MaildirSession:
+        try:
+            path = Mailboxes(home).mailbox(owner)
+        except (MailboxError, ControlError) as error:
+            raise OSError(errno.EIO, str(error)) from error
+        if path is None:
+            raise FileNotFoundError(errno.ENOENT, "no maildir is known for this account")
+        return MaildirSession(path, time.time())
+
+    mailbox.serve(sock, opened)
 
 
 def serve_lookups(sock: socket.socket, home: bytes) -> None:

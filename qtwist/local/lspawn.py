@@ -1,8 +1,9 @@
 """lspawn: all that runs as root once the mail system is up (doc/security.md; spec/qmail.md §11.2, §26.8).
 
-It does two things. It starts deliveries: asked by the queue manager, it looks up who owns the address and hands the
-message, an open descriptor, to a process that has become that user for good. And it starts the role processes, from a
-table that was fixed before anything else ran.
+It does three things. It starts deliveries: asked by the queue manager, it looks up who owns the address and hands the
+message, an open descriptor, to a process that has become that user for good. It starts processes that read a mailbox as
+its owner, asked by the role that checks passwords. And it starts the role processes, from a table that was fixed before
+anything else ran.
 
 It opens no socket, speaks to no network, reads no mail and runs no program as root. It uses the standard library, and
 of qtwist only what has no more needs than that. The delivery code is loaded here, so that a fork is all that a delivery
@@ -44,6 +45,8 @@ from qtwist.wire import spawning
 #: The most deliveries at once, and the most processes that wait for another message to the same user.
 LIMIT = 120
 MOST_IDLE = 60
+#: The most mailboxes that are read at once.
+MOST_MAILBOXES = 1000
 #: Seconds that a process waits for another message to the same user.
 IDLE = 10.0
 #: Descriptors that a role gets at most: its output, its errors, its supervisor, and its ports.
@@ -56,6 +59,9 @@ LOOKUP_FAILED = 121
 _NO_NEW_PRIVILEGES = 38  # PR_SET_NO_NEW_PRIVS
 
 Key = tuple[bytes, int, int, bytes]
+#: What follows when an owner is found; and when not, with an exit code and a text.
+Found = Callable[[Assignment], None]
+Failed = Callable[[int, bytes], None]
 
 
 class Config:
@@ -111,7 +117,11 @@ class Spawner:
         self.idle: OrderedDict[Child, None] = OrderedDict()  # the one that waits longest stands first
         self.children: set[Child] = set()
         self.lookup: socket.socket | None = None
-        self.parked: deque[Request] = deque()  # wait for the look-up process, in the order of their questions
+        self.parked: deque[tuple[Found, Failed]] = (
+            deque()
+        )  # wait for the look-up process, in the order of the questions
+        self.logins: socket.socket | None = None  # the role that checks passwords
+        self.mailboxes: set[int] = set()  # processes that read mailboxes
         self.roles: dict[int, str] = {}  # by process id
         self.ending = False
 
@@ -147,6 +157,8 @@ class Spawner:
         try:
             if packet == b"sender" and len(fds) == 1 and not self.ending:
                 self._new_sender(socket.socket(fileno=os.dup(fds[0])))
+            elif packet == b"logins" and len(fds) == 1 and not self.ending:
+                self._new_logins(socket.socket(fileno=os.dup(fds[0])))
             elif packet.startswith(b"start ") and not self.ending:
                 self._start_role(packet[6:].decode(), fds)
             elif packet.startswith(b"kill "):
@@ -160,9 +172,10 @@ class Spawner:
         """The supervisor is gone: nothing new, and what runs may end."""
         self.ending = True
         self._forget(self.supervisor)
-        if self.sender is not None:
-            self._forget(self.sender)
-            self.sender = None
+        for sock in (self.sender, self.logins):
+            if sock is not None:
+                self._forget(sock)
+        self.sender = self.logins = None
         if self.config.pidfile is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self.config.pidfile)
@@ -208,15 +221,11 @@ class Spawner:
             return
         request = Request(delivery, fds[0], local, domain, sender)
         self.running += 1
-        try:
-            owner = self.users.assigned(local)
-        except DeliveryError as error:
-            self._finish(request, error.code, error.text + b"\n" if error.text else b"")
-            return
-        if owner is not None:
-            self._deliver(request, owner)
-        else:
-            self._ask(request)
+        self._find_owner(
+            local,
+            lambda owner: self._deliver(request, owner),
+            lambda code, text: self._finish(request, code, text),
+        )
 
     def _refusal(self, fds: list[int]) -> tuple[int, bytes] | None:
         """Why this message is not delivered: only a file of the queue's owner is a message (§26.8)."""
@@ -258,7 +267,13 @@ class Spawner:
                 del self.idle[child]
                 return child
         home, defaults = self.config.home, self.config.defaults
-        sock = self._fork(key[1], key[2], lambda sock: delivering.serve(sock, home, defaults))
+        sock, theirs = _pair()
+        with theirs:
+            try:
+                self._fork(key[1], key[2], theirs, lambda sock: delivering.serve(sock, home, defaults))
+            except OSError:
+                sock.close()
+                raise
         child = Child(key, sock)
         self.children.add(child)
         self._watch(sock, lambda: self._on_child(child))
@@ -314,21 +329,93 @@ class Spawner:
             return None
         return max(0.0, next(iter(self.idle)).since + IDLE - time.monotonic())
 
-    # -- owners that users/cdb does not know ----------------------------------------------------------------------
+    # -- mailboxes ------------------------------------------------------------------------------------------------
 
-    def _ask(self, request: Request) -> None:
-        """The account database may ask the network: that is done by a process without privileges (qmail-getpw)."""
+    def _new_logins(self, sock: socket.socket) -> None:
+        """Another role that checks passwords, in place of one that has died."""
+        if self.logins is not None:
+            self._forget(self.logins)
+        self.logins = sock
+        self._watch(sock, self._on_login)
+
+    def _on_login(self) -> None:
+        assert self.logins is not None
+        packet, fds = _receive(self.logins, 1)
+        if not packet:
+            _close(fds)
+            self._forget(self.logins)
+            self.logins = None
+            return
+        try:
+            login, _, _, local = spawning.read_request(packet)
+            [fd] = fds
+        except ValueError:
+            _close(fds)
+            return
+
+        def found(owner: Assignment) -> None:
+            try:
+                self._open_mailbox(owner, socket.socket(fileno=fd))
+            except OSError:
+                self._answer_login(login, SYSTEM_TROUBLE)
+            else:
+                self._answer_login(login, 0)
+
+        def failed(code: int, text: bytes) -> None:
+            os.close(fd)
+            self._answer_login(login, code)
+
+        self._find_owner(local, found, failed, whole=True)
+
+    def _open_mailbox(self, owner: Assignment, sock: socket.socket) -> None:
+        """Start a process that reads the mailbox of `owner` for whoever is at the other end of `sock`."""
+        with sock:
+            if owner.uid == 0 or len(self.mailboxes) >= MOST_MAILBOXES:
+                raise PermissionError("not now, or never")
+            home = self.config.home
+            pid = self._fork(owner.uid, owner.gid, sock, lambda sock: delivering.serve_mailbox(sock, home, owner))
+            self.mailboxes.add(pid)
+
+    def _answer_login(self, login: int, code: int) -> None:
+        if self.logins is not None:
+            with contextlib.suppress(OSError):
+                self.logins.setblocking(True)
+                self.logins.send(spawning.reply(login, code, b""))
+                self.logins.setblocking(False)
+
+    # -- owners ---------------------------------------------------------------------------------------------------
+
+    def _find_owner(self, local: bytes, found: Found, failed: Failed, whole: bool = False) -> None:
+        """Who owns `local`: by users/cdb, else by the account database. With `whole`, an extension is nobody's."""
+        try:
+            owner = self.users.assigned(local)
+        except DeliveryError as error:
+            failed(error.code, error.text + b"\n" if error.text else b"")
+            return
+        if owner is not None:
+            found(owner)
+            return
+
+        def by_account(owner: Assignment) -> None:
+            if whole and owner.dash:
+                failed(PERMANENT, b"")
+            else:
+                found(owner)
+
+        # The account database may use the network: a process without privileges asks it (qmail-getpw).
         try:
             if self.lookup is None:
                 uid, gid = self.config.lookup
                 home = os.fsencode(self.config.home)
-                self.lookup = self._fork(uid, gid, lambda sock: delivering.serve_lookups(sock, home))
+                self.lookup, theirs = _pair()
+                with theirs:
+                    self._fork(uid, gid, theirs, lambda sock: delivering.serve_lookups(sock, home))
                 self._watch(self.lookup, self._on_lookup)
-            self.lookup.send(request.local)
+            self.lookup.send(local)
         except OSError:
-            self._finish(request, LOOKUP_FAILED, b"")
+            failed(LOOKUP_FAILED, b"")
             return
-        self.parked.append(request)
+        self.parked.append((by_account, failed))
 
     def _on_lookup(self) -> None:
         assert self.lookup is not None
@@ -338,18 +425,20 @@ class Spawner:
             self._forget(self.lookup)
             self.lookup = None
             parked, self.parked = self.parked, deque()
-            for request in parked:
-                self._finish(request, LOOKUP_FAILED, b"")
+            for _, failed in parked:
+                failed(LOOKUP_FAILED, b"")
             return
-        request = self.parked.popleft()
+        found, failed = self.parked.popleft()
         try:
             code, user, uid, gid, home, dash, ext, text = spawning.read_fields(packet, 8)
+            owner = Assignment(user, int(uid), int(gid), home, dash, ext)
             if int(code):
-                self._finish(request, int(code), text)
-            else:
-                self._deliver(request, Assignment(user, int(uid), int(gid), home, dash, ext))
+                failed(int(code), text)
+                return
         except ValueError:
-            self._finish(request, LOOKUP_FAILED, b"")
+            failed(LOOKUP_FAILED, b"")
+            return
+        found(owner)
 
     # -- roles ----------------------------------------------------------------------------------------------------
 
@@ -388,6 +477,7 @@ class Spawner:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if not pid:
                     return
+                self.mailboxes.discard(pid)
                 name = self.roles.pop(pid, None)
                 if name is not None:
                     self._tell(b"ended %b %d %d" % (name.encode(), pid, os.waitstatus_to_exitcode(status)))
@@ -399,21 +489,14 @@ class Spawner:
 
     # -- processes ------------------------------------------------------------------------------------------------
 
-    def _fork(self, uid: int, gid: int, work: Callable[[socket.socket], None]) -> socket.socket:
-        """Start `work` as a user, with nothing but a packet socket; our end of it. OSError when that cannot be."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            pid = os.fork()
-        except OSError:
-            ours.close()
-            theirs.close()
-            raise
+    def _fork(self, uid: int, gid: int, sock: socket.socket, work: Callable[[socket.socket], None]) -> int:
+        """Start `work` as a user, with nothing but a packet socket; its process id. OSError when that cannot be."""
+        pid = os.fork()
         if pid:
-            theirs.close()
-            return ours
+            return pid
         try:
             null = os.open(os.devnull, os.O_RDWR)
-            _keep([null, null, null, theirs.fileno()])
+            _keep([null, null, null, sock.fileno()])
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
@@ -421,6 +504,10 @@ class Spawner:
             work(socket.socket(fileno=3))
         finally:
             os._exit(0)
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def _receive(sock: socket.socket, most: int) -> tuple[bytes, list[int]]:

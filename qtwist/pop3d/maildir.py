@@ -180,6 +180,9 @@ class MaildirSession:
                     os.rename(self._path(index), os.path.join(self.path, b"cur", name))
         return failures
 
+    def close(self) -> None:
+        """Nothing is held open."""
+
     def _remove(self, index: int) -> None:
         try:
             os.unlink(self._path(index))

@@ -6,7 +6,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.threads import deferToThreadPool
@@ -42,19 +42,47 @@ def make_maildrops(reactor: Any, now: Callable[[], float] = time.time) -> Callab
     return lambda account: Maildrop(account.maildir, run, now)
 
 
+class Session(Protocol):
+    """What a maildrop needs of a maildir; :class:`~qtwist.pop3d.maildir.MaildirSession` has it. All of it may block."""
+
+    @property
+    def uids(self) -> Sequence[bytes]: ...
+
+    def __len__(self) -> int: ...
+
+    def size(self, index: int) -> int: ...
+
+    def sizes(self) -> Sequence[int]: ...
+
+    def open(self, index: int) -> int: ...
+
+    def finish(self, deleted: Collection[int], retrieved: Collection[int]) -> list[OSError]: ...
+
+    def close(self) -> None: ...
+
+
 @implementer(IMaildrop)
 class Maildrop:
     """The maildir at `path`, None when none is known; `run` calls what blocks in threads, `now` tells the date.
+
+    `opened`, which may block, makes the session in place of that: for a maildir that another process reads for us.
 
     Several sessions may use one maildir at once, and so may other programs. There is no lock: a message that somebody
     else removes is gone for us, too, and one that is renamed is found again.
     """
 
-    def __init__(self, path: bytes | None, run: Run, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: bytes | None,
+        run: Run,
+        now: Callable[[], float] = time.time,
+        opened: Callable[[], Session] | None = None,
+    ) -> None:
         self._path = path
         self._run = run
         self._now = now
-        self._session: MaildirSession | None = None
+        self._make = opened
+        self._session: Session | None = None
         # Small messages that were read ahead, for a client that takes one after the other.
         self._ahead: dict[int, bytes] = {}
         self._next = 0
@@ -80,7 +108,9 @@ class Maildrop:
         return self._call(self._finish, self._opened, deleted, retrieved)
 
     def close(self) -> None:
-        self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
         self._ahead.clear()
 
     @property
@@ -88,7 +118,7 @@ class Maildrop:
         return os.fsdecode(self._path or b"")
 
     @property
-    def _opened(self) -> MaildirSession:
+    def _opened(self) -> Session:
         if self._session is None:
             raise RuntimeError("the maildrop is not open")
         return self._session
@@ -108,12 +138,16 @@ class Maildrop:
     # In threads
 
     def _open(self) -> int:
-        if self._path is None:
+        if self._make is not None:
+            session = self._make()
+        elif self._path is not None:
+            session = MaildirSession(self._path, self._now())
+        else:
             raise MaildropError("no maildir is known for this account")
-        self._session = session = MaildirSession(self._path, self._now())
+        self._session = session
         return len(session)
 
-    def _fetch(self, session: MaildirSession, index: int, in_order: bool) -> IMessageSource:
+    def _fetch(self, session: Session, index: int, in_order: bool) -> IMessageSource:
         try:
             fd, first = _begin(session, index)
         except FileNotFoundError as error:
@@ -122,7 +156,7 @@ class Maildrop:
             self._read_ahead(session, index + 1, len(first))
         return _MessageSource(fd, first, self._call)
 
-    def _read_ahead(self, session: MaildirSession, index: int, octets: int) -> None:
+    def _read_ahead(self, session: Session, index: int, octets: int) -> None:
         """A hop to a thread costs several times what reading a small message does."""
         for following in range(index, min(index + AHEAD, len(session))):
             if octets + session.size(following) > BLOCK:
@@ -137,7 +171,7 @@ class Maildrop:
             octets += len(text)
             self._ahead[following] = text
 
-    def _finish(self, session: MaildirSession, deleted: Collection[int], retrieved: Collection[int]) -> int:
+    def _finish(self, session: Session, deleted: Collection[int], retrieved: Collection[int]) -> int:
         failures = session.finish(deleted, retrieved)
         if failures:
             _log.error(
@@ -149,7 +183,7 @@ class Maildrop:
         return len(failures)
 
 
-def _begin(session: MaildirSession, index: int) -> tuple[int, bytes]:
+def _begin(session: Session, index: int) -> tuple[int, bytes]:
     """A descriptor of the message and its first block; -1 when that is all. FileNotFoundError, OSError."""
     fd = session.open(index)
     try:

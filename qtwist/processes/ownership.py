@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from qtwist.queue.layout import open_layout
+from qtwist.queue.layout import Layout, open_layout
+from qtwist.queue.recovery import journal_directory
 from qtwist.roles import StartError
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 _FLAT = ("pid", "intd", "todo", "bounce", "lock")
 _SPLIT = ("mess", "info", "local", "remote")
+#: What is qmails' in qmail.
+_OF_SEND = ("info", "local", "remote", "bounce")
 
 
 def check_trusted(home: Home) -> None:
@@ -44,31 +48,68 @@ def claim(home: Home, accounts: dict[str, RoleAccount]) -> None:
 
     OSError, LayoutError when that cannot be.
     """
-    queue, remote, log = accounts["qmailq"], accounts["qmailr"], accounts["qmaill"]
-    layout = open_layout(home.queue_path, home.disk)
-    rooms = [layout.room(room) for room in _FLAT]
-    rooms += [layout.room(room, part) for room in _SPLIT for part in range(layout.split)]
-    for room in (*rooms, *(layout.room(room) for room in _SPLIT), layout.directory):
-        if not _is(room, queue.uid, queue.gid):
-            for name in os.listdir(room):
-                path = os.path.join(room, name)
-                if path != layout.lock("tcpto") and not stat.S_ISDIR(os.lstat(path).st_mode):
-                    _give(path, queue.uid, queue.gid)
-            _give(room, queue.uid, queue.gid)
-    _give(layout.lock("tcpto"), remote.uid, remote.gid)
-    for name, account in (("run", queue), ("log", log)):
-        directory = os.path.join(home.path, name)
+    for path, uid, gid in strays(open_layout(home.queue_path, home.disk), accounts):
+        os.chown(path, uid, gid, follow_symlinks=False)
+    for name, role in (("run", "qmailq"), ("log", "qmaill")):
+        directory, account = os.path.join(home.path, name), accounts[role]
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, 0o755)
-        _give(directory, account.uid, account.gid)
+        if not _is(directory, account.uid, account.gid):
+            os.chown(directory, account.uid, account.gid, follow_symlinks=False)
+
+
+def strays(layout: Layout, accounts: dict[str, RoleAccount]) -> Iterator[tuple[str, int, int]]:
+    """What is in a queue and belongs to somebody else than here: path, and the user and group id that it should have.
+
+    In the order to give it away, each before the next is asked for. Links are not followed.
+    """
+    queue, remote = accounts["qmailq"], accounts["qmailr"]
+    for room in _rooms(layout):
+        # In qmail, lock/ is qmailq's, and some of what is in it is not.
+        if room == layout.room("lock") or not _is(room, queue.uid, queue.gid):
+            for path in _files(room):
+                if path != layout.lock("tcpto") and not _is(path, queue.uid, queue.gid):
+                    yield path, queue.uid, queue.gid
+            if not _is(room, queue.uid, queue.gid):
+                yield room, queue.uid, queue.gid
+    if not _is(layout.lock("tcpto"), remote.uid, remote.gid):
+        yield layout.lock("tcpto"), remote.uid, remote.gid
+
+
+def give_back(layout: Layout, queue: tuple[int, int], remote: int, send: int) -> int:
+    """Part the queue as qmail does (§1.4): qmailq's user and group id, the user ids of qmailr and qmails.
+
+    How many files and directories changed hands. The caller holds the queue's lock. OSError.
+    """
+    uid, gid = queue
+    changed = 0
+    for room in _rooms(layout):
+        holder = send if os.path.relpath(room, layout.directory).split("/")[0] in _OF_SEND else uid
+        for path in (*_files(room), room):
+            name = os.path.relpath(path, layout.directory)
+            wanted = {"lock/tcpto": remote, "lock/sendmutex": send, "lock/trigger": send}.get(name, holder)
+            if not _is(path, wanted, gid):
+                os.chown(path, wanted, gid, follow_symlinks=False)
+                changed += 1
+    return changed
+
+
+def _rooms(layout: Layout) -> list[str]:
+    """All directories of a queue, inner ones first."""
+    rooms = [layout.room(room) for room in _FLAT]
+    journal = journal_directory(layout)
+    if os.path.isdir(journal):
+        rooms.append(journal)
+    rooms += [layout.room(room, part) for room in _SPLIT for part in range(layout.split)]
+    return [*rooms, *(layout.room(room) for room in _SPLIT), layout.directory]
+
+
+def _files(room: str) -> list[str]:
+    """What is in a directory and is none itself."""
+    paths = [os.path.join(room, name) for name in os.listdir(room)]
+    return [path for path in paths if not stat.S_ISDIR(os.lstat(path).st_mode)]
 
 
 def _is(path: str, uid: int, gid: int) -> bool:
     status = os.lstat(path)
     return (status.st_uid, status.st_gid) == (uid, gid)
-
-
-def _give(path: str, uid: int, gid: int) -> None:
-    """Never through a symbolic link; a file with other names elsewhere is not touched unless the queue made them."""
-    if not _is(path, uid, gid):
-        os.chown(path, uid, gid, follow_symlinks=False)

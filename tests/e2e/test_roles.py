@@ -6,6 +6,7 @@ spec/qmail.md §1.2, §8, §11.2, §26.8; doc/security.md.
 from __future__ import annotations
 
 import os
+import poplib
 import re
 import signal
 import smtplib
@@ -14,11 +15,12 @@ from typing import Any
 from unittest import SkipTest
 
 from tests.accounts import ROLES, accounts
-from tests.e2e.harness import ME, PATIENCE, Daemon, DaemonCase, accepts, wait_until
+from tests.e2e.harness import ME, PATIENCE, Daemon, DaemonCase, accepts, free_port, wait_until
 
 #: User ids of people, without accounts: users/assign knows them.
 JOE = 60101
 ANN = 60102
+TOM = 60103
 
 
 def status(pid: int) -> dict[str, str]:
@@ -266,7 +268,6 @@ class PrivilegeTests(RootCase):
         self.assertEqual(daemon.exit_code(), 1)
         self.assertIn("there is no account no-such-account for the servers", str(daemon.log))
 
-
     def test_home_of_somebody(self) -> None:
         """users/cdb decides who is delivered as whom: nobody but root may write it, or a folder above."""
         for name in ("users", "control", "users/cdb", "."):
@@ -384,3 +385,109 @@ class SignalTests(RootCase):
         client.send(b"Subject: x\r\n\r\nhello\r\n.\r\n")
         self.assertEqual(client.getreply()[0], 250)
         wait_until("new servers", lambda: len(set(self.ready_roles(daemon)["smtpd"]) - before) == 2)
+
+
+class MailboxTests(RootCase):
+    """POP3 in a daemon that was started as root: mailboxes are read by processes of their owners."""
+
+    secret = "correct horse"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.pop3 = free_port()
+        self.write_control(
+            "listen", f"smtp tcp:{self.port}:interface=127.0.0.1\npop3 tcp:{self.pop3}:interface=127.0.0.1\n"
+        )
+        for name, uid in (("tom", TOM), ("eve", TOM + 1)):
+            self.run_as_root("user", "add", name, "--uid", f"{uid}:{uid}", secret=self.secret)
+
+    def run_as_root(self, name: str, *arguments: str, secret: str = "") -> None:
+        done = subprocess.run(
+            self.runtime.command(name, *arguments),
+            check=False,
+            env={**self.environment(), "QTWISTHOME": self.home},
+            input=secret + "\n",
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def log_in(self, name: str, secret: str = "") -> poplib.POP3:
+        client = poplib.POP3("127.0.0.1", self.pop3, timeout=PATIENCE)
+        self.addCleanup(client.close)
+        client.user(name)
+        client.pass_(secret or self.secret)
+        return client
+
+    def start(self) -> Daemon:
+        daemon = super().start()
+        wait_until("POP3 with its logins", lambda: bool(self.roles(daemon).get("auth")) and accepts(self.pop3))
+        daemon.log.wait("POP3Factory starting")
+        return daemon
+
+    def test_delivered_is_read(self) -> None:
+        daemon = self.start()
+        texts = [f"Subject: {number}\n\n" + "line\n" * number * 1000 for number in range(1, 4)]
+        for text in texts:
+            self.send([f"tom@{ME}"], text)
+        daemon.log.wait("end msg", 3)
+        wait_until("messages that are older than this second", lambda: self.log_in("tom").stat()[0] == 3)
+        client = self.log_in("tom")
+        sizes = [int(line.split()[1]) for line in client.list()[1]]
+        for number, text in enumerate(texts, 1):
+            _, lines, octets = client.retr(number)
+            self.assertEqual(octets, sizes[number - 1])
+            self.assertTrue(b"\n".join(lines).decode().endswith(text[text.index("\n\n") :].rstrip("\n")))
+        client.dele(2)
+        client.quit()
+        names = os.listdir(os.path.join(self.home, "mail", "tom", "Maildir", "cur"))
+        self.assertEqual(len(names), 2)
+        self.assertEqual(len(set(client_uids(self.log_in("tom")))), 2)
+
+    def test_whose_processes(self) -> None:
+        """The process that clients talk to is qmaild's, and has no mailbox; the one that reads it is tom's."""
+        daemon = self.start()
+        before = set(self.roles(daemon)["deliveries"])
+        client = self.log_in("tom")
+        client.stat()
+        [front] = self.roles(daemon)["pop3d"]
+        self.assertEqual(status(front)["Uid"].split()[0], str(self.accounts["qmaild"].pw_uid))
+        [auth] = self.roles(daemon)["auth"]
+        self.assertEqual(status(auth)["Uid"].split()[0], str(self.accounts["qmailp"].pw_uid))
+        [reader] = set(self.roles(daemon)["deliveries"]) - before
+        self.assertEqual(status(reader)["Uid"].split(), [str(TOM)] * 4)
+        self.assertIn("Permission", self.try_as("qmaild", "open(home + '/users/credentials')"))
+        client.quit()
+        wait_until("the reader to end", lambda: reader not in self.roles(daemon)["deliveries"])
+
+    def test_refused(self) -> None:
+        """A wrong password, a name that is nobody's, and an account whose mail may not be read."""
+        self.start()
+        for name, secret in (("tom", "wrong"), ("nobody-of-that-name", self.secret)):
+            with self.assertRaises(poplib.error_proto) as caught:
+                self.log_in(name, secret)
+            self.assertIn(b"[AUTH]", caught.exception.args[0])
+        self.assertEqual(self.log_in("eve").stat(), (0, 0))
+
+    def test_auth_comes_back(self) -> None:
+        """Without the role that checks passwords nobody gets in, and nobody is thrown out."""
+        daemon = self.start()
+        client = self.log_in("tom")
+        [auth] = self.roles(daemon)["auth"]
+        os.kill(auth, signal.SIGKILL)
+        self.assertEqual(client.stat(), (0, 0))
+
+        def logs_in() -> bool:
+            try:
+                self.log_in("tom")
+            except poplib.error_proto as error:
+                self.assertIn(b"[SYS/TEMP]", error.args[0])
+                return False
+            return True
+
+        wait_until("logins again", logs_in)
+
+
+def client_uids(client: poplib.POP3) -> list[bytes]:
+    return [line.split()[1] for line in client.uidl()[1]]
