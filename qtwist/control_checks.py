@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-#: What can be served; the first word of a line of control/listen.
-_ACCOUNTS = (b"qmaild", b"qmaill", b"qmailp", b"qmailq", b"qmailr")
+_ACCOUNTS = (b"alias", b"qmaild", b"qmaill", b"qmailp", b"qmailq", b"qmailr", b"qmails")
+_LIMITED = (b"send", b"rspawn", b"smtpd", b"qmtpd", b"qmqpd", b"pop3d", b"auth")
+_LEAST_MEMORY = 64_000_000  # a role that has nothing to do has some 36 million
 
+#: What can be served; the first word of a line of control/listen.
 ROLES = ("smtp", "submission", "smtps", "qmtp", "qmqp", "pop3", "pop3s")
 
 Check = Callable[[bytes], "str | None"]
@@ -49,6 +51,20 @@ def account(line: bytes) -> str | None:
     return f"qmail's name, a colon and the account, such as qmaild:smtpd; qmail's names are {names}"
 
 
+def softlimit(line: bytes) -> str | None:
+    """A line of softlimit."""
+    role, colon, octets = line.partition(b":")
+    if (
+        colon
+        and role in _LIMITED
+        and re.fullmatch(rb"0|[1-9][0-9]{7,14}", octets)
+        and not 0 < int(octets) < _LEAST_MEMORY
+    ):
+        return None
+    roles = b", ".join(_LIMITED).decode()
+    return f"a role, a colon and at least {_LEAST_MEMORY} octets, or 0 for no limit; roles are {roles}"
+
+
 def domain(line: bytes) -> str | None:
     """A line of rcpthosts: a domain, or ``.suffix``."""
     return None if _HOST.fullmatch(line) else "a domain, or a dot and the end of domains"
@@ -78,8 +94,9 @@ def virtual_domain(line: bytes) -> str | None:
 
 
 def route(line: bytes) -> str | None:
-    """A line of smtproutes (spec/qmail.md §15.2), with IPv6 addresses in brackets."""
+    """A line of smtproutes (spec/qmail.md §15.2) or qmtproutes, with IPv6 addresses in brackets."""
     domain, colon, relay = line.partition(b":")
+    relay = relay.replace(b";", b":", 1)  # as s/qmail writes ports
     if not colon or (domain and not _HOST.fullmatch(domain)):
         return "domain:relay or domain:relay:port"
     if relay.startswith(b"["):

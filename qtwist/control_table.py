@@ -217,6 +217,7 @@ _TABLE = (
         check=checks.network,
     ),
     ControlFile("qmqpservers", LIST, ("qmail-qmqpc",), "run", "IP addresses of QMQP servers", check=checks.ip),
+    ControlFile("qmtproutes", COLON_LIST, _REMOTE, "delivery", "relays for domains, by QMTP", check=checks.route),
     ControlFile(
         "queuelifetime", INTEGER, _SEND, "start", "seconds until a message is given up", 604800, check=checks.number(0)
     ),
@@ -244,6 +245,14 @@ _TABLE = (
         "processes that serve SMTP, started as root; 0 means one for each core",
         0,
         check=checks.number(0),
+    ),
+    ControlFile(
+        "softlimit",
+        COLON_LIST,
+        ("twistd qtwist",),
+        "start",
+        "memory of roles started as root, as role:octets ([bounds](running.md#bounds))",
+        check=checks.softlimit,
     ),
     ControlFile("smtpgreeting", LINE, _SMTPD, "connection", "the text of the greeting", me=True, check=checks.greeting),
     ControlFile("smtproutes", COLON_LIST, _REMOTE, "delivery", "relays for domains", check=checks.route),

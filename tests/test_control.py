@@ -39,6 +39,7 @@ TABLE = {
     "plusdomain": ("line", b"plusdomain", True),
     "qmqpclients": ("list", None, False),
     "qmqpservers": ("list", None, False),
+    "qmtproutes": ("colon list", None, False),
     "queuelifetime": ("int", 604800, False),
     "rcpthosts": ("list", None, False),
     "smtpdworkers": ("int", 0, False),
@@ -63,6 +64,7 @@ TABLE = {
     "systemaccounts": ("int", 0, False),
     "timeoutpop3d": ("int", 1200, False),
     "timeoutlocal": ("int", 3600, False),
+    "softlimit": ("colon list", None, False),
 }
 
 
@@ -78,6 +80,18 @@ class ControlTestCase(SynchronousTestCase):
 
     def remove(self, name: str) -> None:
         os.unlink(os.path.join(self.directory, name))
+
+
+class SoftlimitTests(ControlTestCase):
+    def test_lines(self) -> None:
+        """A role and a bound that it can live with, or none."""
+        self.write("me", b"mx.test\n")
+        self.write("softlimit", b"smtpd:64000000\nrspawn:0\nsend:4000000000\n")
+        self.assertEqual(self.control.check(), [])
+        for line in (b"smtpd", b"smtpd:", b"smtpd:10M", b"smtpd:63999999", b"smtp:64000000", b"smtpd:-1", b"smtpd:01"):
+            self.write("softlimit", line + b"\n")
+            [error] = self.control.check()
+            self.assertIn("or 0 for no limit", str(error), line)
 
 
 class TableTests(ControlTestCase):

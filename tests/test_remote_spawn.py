@@ -25,6 +25,7 @@ from qtwist.remote.client import Message
 from qtwist.remote.hosts import Host
 from qtwist.remote.own import OwnAddresses
 from qtwist.remote.pool import IDLE_SECONDS, MOST_TRANSACTIONS, Key, Pool
+from qtwist.remote.qmtp import Package
 from qtwist.remote.spawn import RemoteSpawner
 from qtwist.remote.tcpto import TimeoutTable
 from qtwist.wire.smtp_client import Transaction
@@ -695,7 +696,9 @@ class ConnectTests(SynchronousTestCase):
         transaction = Transaction(b"", (b"joe@example.org",), 1, False)
         hosts = [Host(address) for address in addresses]
         terms = Terms(b"me.test", 60, 1200)
-        return Deferred.fromCoroutine(self.carrier.carry(transaction, Message(-1, 0, b""), hosts, 25, terms))
+        return Deferred.fromCoroutine(
+            self.carrier.carry(transaction, Package(b"", b""), Message(-1, 0, b""), hosts, 25, terms)
+        )
 
     def test_connect_timeout(self) -> None:
         """timeoutconnect for each address, IPv6 as well; then the table knows them (§15.3)."""

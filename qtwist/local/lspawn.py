@@ -38,6 +38,7 @@ from typing import Any, NoReturn
 
 from qtwist.files.assign import Assignment
 from qtwist.local import delivering
+from qtwist.local.becoming import become, forget_signals, keep_only, no_new_privileges
 from qtwist.local.errors import AS_ROOT, BAD_RECORD, PERMANENT, SYSTEM_TROUBLE, DeliveryError
 from qtwist.local.users import Users
 from qtwist.wire import spawning
@@ -55,8 +56,6 @@ MOST_DESCRIPTORS = 64
 CANNOT_START = 126
 #: What a look-up that did not come to its end is answered with (§11.3).
 LOOKUP_FAILED = 121
-
-_NO_NEW_PRIVILEGES = 38  # PR_SET_NO_NEW_PRIVS
 
 Key = tuple[bytes, int, int, bytes]
 #: What follows when an owner is found; and when not, with an exit code and a text.
@@ -455,12 +454,10 @@ class Spawner:
             self._tell(b"started %b %d" % (name.encode(), pid))
             return
         try:
-            _keep([os.open(os.devnull, os.O_RDONLY), *fds])
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD):
-                signal.signal(number, signal.SIG_DFL)
-            _become(role["uid"], role["gid"], role["groups"])
-            _no_new_privileges()
+            keep_only([os.open(os.devnull, os.O_RDONLY), *fds])
+            forget_signals()
+            become(role["uid"], role["gid"], role["groups"])
+            no_new_privileges()
             os.execve(role["argv"][0], role["argv"], role["environ"])
         finally:
             os._exit(CANNOT_START)
@@ -496,11 +493,9 @@ class Spawner:
             return pid
         try:
             null = os.open(os.devnull, os.O_RDWR)
-            _keep([null, null, null, sock.fileno()])
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD):
-                signal.signal(number, signal.SIG_DFL)
-            _become(uid, gid, [gid])
+            keep_only([null, null, null, sock.fileno()])
+            forget_signals()
+            become(uid, gid, [gid])
             work(socket.socket(fileno=3))
         finally:
             os._exit(0)
@@ -522,35 +517,6 @@ def _receive(sock: socket.socket, most: int) -> tuple[bytes, list[int]]:
 def _close(fds: list[int]) -> None:
     for fd in fds:
         os.close(fd)
-
-
-def _keep(fds: list[int]) -> None:
-    """Make these the process's descriptors 0, 1, 2, …, and close all others."""
-    high = [os.dup(fd) for fd in fds]
-    while min(high) < len(fds):
-        high = [os.dup(fd) for fd in high]
-    for number, fd in enumerate(high):
-        os.dup2(fd, number)
-    os.closerange(len(fds), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-
-
-def _become(uid: int, gid: int, groups: list[int]) -> None:
-    """Be this user for good. PermissionError rather than root, or half of it."""
-    if uid == 0:
-        raise PermissionError("never as root")
-    os.setgroups(groups)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
-    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid):
-        raise PermissionError("the user id was not taken on")
-
-
-def _no_new_privileges() -> None:
-    """No program that this process runs gets more rights than it has, setuid or not. Linux; elsewhere nothing."""
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
 
 
 def main() -> NoReturn:

@@ -15,6 +15,8 @@ from qtwist.remote import reports
 from qtwist.remote.client import Connection, Message, Outcome, Trouble, Unreadable, connect
 from qtwist.remote.hosts import Host
 from qtwist.remote.pool import Key, Pool
+from qtwist.remote.qmtp import PORT as QMTP_PORT
+from qtwist.remote.qmtp import Package, QMTPConnection, is_qmtp_preference
 from qtwist.remote.tcpto import TimeoutTable
 from qtwist.wire.smtp_client import Broken, Refused, TooLarge, Transaction
 
@@ -45,15 +47,32 @@ class Carrier:
         self._pool = pool
 
     async def carry(
-        self, transaction: Transaction, message: Message, hosts: Sequence[Host], port: int, terms: Terms
+        self,
+        transaction: Transaction,
+        package: Package,
+        message: Message,
+        hosts: Sequence[Host],
+        port: int,
+        terms: Terms,
+        qmtp_port: int | None = None,
     ) -> Report:
-        """The report for the only recipient of `transaction`."""
+        """The report for the only recipient of `transaction`, which is that of `package`, too.
+
+        `qmtp_port` is where all `hosts` are asked to speak QMTP first; without it, those that their preference tells
+        of are, on the port of QMTP. Where nobody answers there, SMTP is spoken on `port`; once a connection for QMTP
+        was there, what comes of it counts, so that nothing is sent twice (spec/related.md §13.1).
+        """
         keyed = [(host.preference, Key(host.address, port, terms.helohost)) for host in hosts]
         # Among equals, the one to which a connection is open; sorting is stable, so the order stays random else.
         keyed.sort(key=lambda pair: (pair[0], not self._pool.has(pair[1])))
         report = reports.NO_CONNECTION
         sessions = 0
-        for _, key in keyed:
+        for preference, key in keyed:
+            by_qmtp = qmtp_port or (QMTP_PORT if is_qmtp_preference(preference) else None)
+            if by_qmtp is not None and package.fits:
+                report_of_qmtp = await self._by_qmtp(key.address, by_qmtp, package, message, terms)
+                if report_of_qmtp is not None:
+                    return report_of_qmtp
             while (connection := self._pool.take(key)) is not None:
                 connection.timeout = terms.timeoutremote
                 outcome = await connection.send(transaction, message)
@@ -70,6 +89,19 @@ class Carrier:
             if sessions == MAX_SESSIONS:
                 break
         return report
+
+    async def _by_qmtp(
+        self, address: str, port: int, package: Package, message: Message, terms: Terms
+    ) -> Report | None:
+        """The report of a package; None when there is no connection."""
+        if self._table.skip(address)[0]:
+            return None
+        connection = QMTPConnection(package, message, terms.timeoutremote, self._clock)
+        try:
+            await connect(self._reactor, self._clock, address, port, terms.timeoutconnect, connection)
+        except (ConnectTimeout, ConnectError):
+            return None  # says nothing about the host: SMTP may be answered
+        return reports.qmtp(address, await connection.result)
 
     async def _open(self, key: Key, terms: Terms) -> Connection | None:
         """A new connection, or None when there is none to be had."""

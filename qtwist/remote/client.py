@@ -294,7 +294,7 @@ class Connection(Protocol):
 
 
 def connect(
-    reactor: Any, clock: IReactorTime, address: str, port: int, seconds: float, connection: Connection
+    reactor: Any, clock: IReactorTime, address: str, port: int, seconds: float, connection: Protocol
 ) -> Deferred[Any]:
     """Connect `connection`; errbacks with the error of the system, or a ConnectTimeout after `seconds`."""
     endpoint: Any = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint

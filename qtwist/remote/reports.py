@@ -1,5 +1,5 @@
 """What a remote delivery reports: the letters and texts that qmail-rspawn makes of qmail-remote's (spec/qmail.md §11.4,
-§15.3, §15.4). Pure.
+§15.3, §15.4).
 
 The forms that logs and bounces have always had are kept; a bounce of many lines says the same as qmail's.
 """
@@ -7,6 +7,7 @@ The forms that logs and bounces have always had are kept; a bounce of many lines
 from __future__ import annotations
 
 from qtwist.mail.envelope import Report
+from qtwist.remote.qmtp import Outcome
 from qtwist.wire.smtp_client import Broken, Finished, RecipientResult, Refused, Reply, Stage
 
 NO_RESOURCES = Report.deferral(b"Something went wrong here, see the log of the mail system. (#4.3.0)\n")
@@ -40,9 +41,9 @@ def no_mail_host(host: bytes) -> Report:
     return Report.failure(b"%b says that it takes no mail (null MX). (#5.1.10)\n" % visible(host))
 
 
-def unusable_route(host: bytes) -> Report:
-    """The line of control/smtproutes makes no sense."""
-    return Report.deferral(b"The line for %b in control/smtproutes is wrong. (#4.3.5)\n" % visible(host))
+def unusable_route(host: bytes, file: bytes = b"smtproutes") -> Report:
+    """The line of control/smtproutes, or another `file`, makes no sense."""
+    return Report.deferral(b"The line for %b in control/%b is wrong. (#4.3.5)\n" % (visible(host), file))
 
 
 def too_large(address: str, limit: int) -> Report:
@@ -86,6 +87,27 @@ def finished(address: str, recipient: RecipientResult | None, event: Finished) -
     else:
         text = b"%b failed on DATA command.\n" % ip
     return Report(_letter(event.reply), text + _said(event.reply))
+
+
+def qmtp(address: str, outcome: Outcome) -> Report:
+    """The result of a QMTP package for one recipient."""
+    ip = address.encode()
+    if outcome.unreadable:
+        return UNREADABLE
+    note = b" The message may arrive all the same: possible duplicate." if outcome.whole else b""
+    if outcome.answer is not None:
+        letter, text = outcome.answer
+        said = b"Remote host said: %b\n" % text[:2000].replace(b"\0", b"?").replace(b"\r", b"?").rstrip(b"\n")
+        if letter == b"K":
+            return Report.success(b"%b accepted message.\n%b" % (ip, said))
+        return Report(letter, b"%b does not like recipient.\n%bGiving up on %b.\n" % (ip, said, ip))
+    if outcome.nonsense is not None:
+        line = outcome.nonsense.replace(b"\0", b"?").replace(b"\r", b"?")
+        return Report.deferral(
+            b"Connected to %b but its QMTP answer makes no sense.%b (#4.5.0)\nRemote host said: %b\n" % (ip, note, line)
+        )
+    why = b"" if outcome.waited is None else b" (nothing in %d seconds)" % outcome.waited
+    return Report.deferral(b"Connected to %b but QMTP connection died%b.%b (#4.4.2)\n" % (ip, why, note))
 
 
 def _letter(reply: Reply) -> bytes:

@@ -1,4 +1,4 @@
-"""control/smtproutes: which relay takes the mail for a host, if any (spec/qmail.md §15.2, §2.3). Pure."""
+"""control/smtproutes and qmtproutes: which relay takes the mail for a host, if any (spec/qmail.md §2.3, §15.2)."""
 
 from __future__ import annotations
 
@@ -29,11 +29,14 @@ class Relay:
     port: int = SMTP_PORT
 
 
-def parse_relay(value: bytes) -> Relay:
+def parse_relay(value: bytes, port: int = SMTP_PORT) -> Relay:
     """What stands behind the first colon of a line: ``relay``, ``relay:port``, ``[address]:port``, ``:port``, nothing.
+
+    `port` is that of a relay without one. A semicolon may stand before the port, as s/qmail writes it.
 
     RouteError for a port that is none, and for a bracket that is not closed.
     """
+    value = value.replace(b";", b":", 1)
     if value.startswith(b"["):
         host, bracket, rest = value[1:].partition(b"]")
         if not bracket or (rest and not rest.startswith(b":")):
@@ -41,17 +44,17 @@ def parse_relay(value: bytes) -> Relay:
         # RFC 5321 writes IPv6 addresses as [IPv6:...]; between brackets the prefix says nothing new.
         if host[:5].lower() == b"ipv6:":
             host = host[5:]
-        port = rest[1:]
+        given = rest[1:]
     else:
-        host, _, port = value.partition(b":")
-    if not port:
-        return Relay(host)
-    if not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
+        host, _, given = value.partition(b":")
+    if not given:
+        return Relay(host, port)
+    if not _PORT.fullmatch(given) or not 0 < int(given) < 65536:
         raise RouteError("not a port number")
-    return Relay(host, int(port))
+    return Relay(host, int(given))
 
 
-def find_relay(routes: Mapping[bytes, bytes], host: bytes) -> Relay:
+def find_relay(routes: Mapping[bytes, bytes], host: bytes, port: int = SMTP_PORT) -> Relay:
     """The relay for `host`: its own line, else that of the longest suffix, else the one for everything, else none.
 
     The first line found counts, even if its relay is empty: that is how a host is taken out of a wider route.
@@ -59,5 +62,5 @@ def find_relay(routes: Mapping[bytes, bytes], host: bytes) -> Relay:
     for key in suffixes(host, catch_all=True):
         value = routes.get(key)
         if value is not None:
-            return parse_relay(value)
-    return Relay(b"")
+            return parse_relay(value, port)
+    return Relay(b"", port)

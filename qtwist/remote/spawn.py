@@ -26,14 +26,16 @@ from qtwist.remote.hosts import Shuffle
 from qtwist.remote.lookup import find_hosts
 from qtwist.remote.own import OwnAddresses
 from qtwist.remote.pool import Pool
-from qtwist.remote.routes import RouteError, find_relay
+from qtwist.remote.qmtp import PORT as QMTP_PORT
+from qtwist.remote.qmtp import Package
+from qtwist.remote.routes import Relay, RouteError, find_relay
 from qtwist.remote.tcpto import TimeoutTable
 from qtwist.wire.smtp_client import Transaction
 
 LIMIT = 255
 """The most deliveries at once, whatever control/concurrencyremote says (spec/qmail.md §26.9)."""
 
-_FILES = ("helohost", "smtproutes", "timeoutconnect", "timeoutremote")
+_FILES = ("helohost", "smtproutes", "qmtproutes", "timeoutconnect", "timeoutremote")
 
 # Quoting puts a backslash before a line end but leaves it there, and domains are not quoted at all. None of these may
 # reach the wire: they would end the command, or the path in it.
@@ -47,15 +49,16 @@ class Settings:
 
     terms: Terms
     routes: Mapping[bytes, bytes]
+    qmtp_routes: Mapping[bytes, bytes]
 
 
 @implementer(ISpawner)
 class RemoteSpawner:
-    """Delivers by SMTP, over connections that it keeps for a few seconds.
+    """Delivers by SMTP, over connections that it keeps for a few seconds, or by QMTP.
 
     `queue_path` is where lock/tcpto lies, which is cleared. control/concurrencyremote is read once, helohost,
-    smtproutes, timeoutconnect and timeoutremote for each delivery. `clock` measures timeouts, by default the reactor;
-    `own` knows this machine's addresses; `now` is in seconds since the epoch.
+    smtproutes, qmtproutes, timeoutconnect and timeoutremote for each delivery. `clock` measures timeouts, by default
+    the reactor; `own` knows this machine's addresses; `now` is in seconds since the epoch.
     """
 
     _log = Logger()
@@ -139,6 +142,12 @@ class RemoteSpawner:
         except RouteError:
             return reports.unusable_route(host)
         try:
+            qmtp = find_relay(settings.qmtp_routes, host, QMTP_PORT)
+        except RouteError:
+            return reports.unusable_route(host, b"qmtproutes")
+        if qmtp.host and qmtp.host != relay.host:
+            relay = Relay(qmtp.host)
+        try:
             message = Message.read(delivery.fd)
         except OSError:
             return reports.UNREADABLE
@@ -148,7 +157,9 @@ class RemoteSpawner:
         transaction = Transaction(
             _as_path(delivery.sender), (_as_path(delivery.recipient),), message.size, message.eight_bit
         )
-        return await self._carrier.carry(transaction, message, hosts, relay.port, settings.terms)
+        package = Package(delivery.sender, delivery.recipient)
+        qmtp_port = qmtp.port if qmtp.host else None
+        return await self._carrier.carry(transaction, package, message, hosts, relay.port, settings.terms, qmtp_port)
 
     def _read_settings(self) -> Settings:
         """The control files, read again when one of them is not what it was. ControlError when they are of no use."""
@@ -163,7 +174,8 @@ class RemoteSpawner:
                 max(self._control.integer("timeoutconnect"), 1),
                 max(self._control.integer("timeoutremote"), 1),
             )
-            self._settings = Settings(terms, self._control.map("smtproutes") or {})
+            routes, qmtp_routes = self._control.map("smtproutes"), self._control.map("qmtproutes")
+            self._settings = Settings(terms, routes or {}, qmtp_routes or {})
             self._stamps = stamps
         return self._settings
 
