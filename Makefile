@@ -7,16 +7,22 @@ PIP := $(RUN) -m pip --disable-pip-version-check --quiet --quiet
 # Two workers, as most tests wait for something; `make test TESTS=tests.test_queue TRIAL=` runs one file in one process.
 TESTS := tests
 TRIAL := -j2
+# `make soak SECONDS=3600 SEED=…`: the seed of the first stories, as a failure has printed it.
+SECONDS := 60
+SEED :=
 # Debian keeps Postfix's smtp-source and smtp-sink there.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: bench help demo demo-stop test lint types build clean
+.PHONY: bench fuzz soak-faults help demo demo-stop test lint types build clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo       start qtwist in ./demo on loopback, send it mail, show where it went'
 	@echo 'make demo-stop  stop it'
 	@echo 'make test       run the tests'
+	@echo 'make soak       stop the machine at random points for SECONDS=…, then try every mutation of the syncs'
+	@echo 'make soak-faults SECONDS=600  kill the daemon and its roles under load, and account for every message'
+	@echo 'make fuzz SECONDS=600         hostile bytes for every engine and parser'
 	@echo 'make lint       check style and formatting'
 	@echo 'make types      check types'
 	@echo 'make build      build sdist and wheel, and try the wheel in a fresh environment'
@@ -46,6 +52,10 @@ demo-stop:
 test: $(VENV)/.installed-test
 	$(RUN) -m twisted.trial $(TRIAL) --reporter=text $(TESTS)
 
+soak: $(VENV)/.installed-test
+	$(RUN) -m tests.sim.soak $(SECONDS) $(SEED)
+	$(RUN) -m tests.sim.mutations
+
 lint: $(VENV)/.installed-lint
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -58,6 +68,14 @@ build: $(VENV)/.installed-lint
 	$(RUN) -m build --outdir dist . >dist/build.log 2>&1 || { cat dist/build.log; exit 1; }
 	@rm dist/build.log
 	$(RUN) -m tools.try_wheel dist
+
+# Real processes killed under load; as root, each role too.
+soak-faults: $(VENV)/.installed-test
+	SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) $(RUN) -m twisted.trial --reporter=text tests.soak.test_kills
+
+# Engines and parsers with bytes that nobody meant.
+fuzz: $(VENV)/.installed-test
+	$(RUN) -m tests.fuzz.run $(SECONDS) $(SEED)
 
 # Beside Postfix, as root, where other accounts can run this Python (bench/README.md).
 bench: $(VENV)/.installed

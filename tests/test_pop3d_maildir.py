@@ -179,6 +179,22 @@ class Sizes(MaildirCase):
 class Others(MaildirCase):
     """Other software at the same maildir: nothing is lost, nothing is taken for something else."""
 
+    def test_removal_is_durable(self) -> None:
+        """The folders are synced after the removal and before the answer: +OK is a promise (doc/durability.md)."""
+        self.put(b"new/1.a")
+        session = self.session()
+        done: list[str] = []
+        unlink, fsync = os.unlink, os.fsync
+        self.patch(os, "unlink", lambda path: (done.append("unlink"), unlink(path)))
+        self.patch(
+            os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}").rpartition("/")[2]), fsync(fd))
+        )
+        self.assertEqual(session.finish((0,), ()), [])
+        self.assertEqual(done, ["unlink", "new", "cur"])
+        del done[:]
+        self.assertEqual(session.finish((), ()), [])
+        self.assertEqual(done, [])
+
     def test_renamed(self) -> None:
         self.put(b"new/1.a", b"one\n")
         self.put(b"cur/2.b:2,", b"two\n", when=OLD + 1)

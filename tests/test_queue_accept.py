@@ -105,20 +105,22 @@ class CommitTests(AcceptCase):
         self.assertTrue(read(self.layout.path("todo", accepted.number)).endswith(b"Fa@b\0Tjoe@x\0"))
 
     def test_number_of_a_lost_message(self) -> None:
-        """A todo/N without mess/N: the new message does not get N, for it would go to the old one's recipients."""
-        probe = self.layout.room("pid") + "/probe"
-        write(probe, b"")
-        number = os.stat(probe).st_ino
-        write(self.layout.path("todo", number), b"u0\0p1\0Fold\0Told\0")
-        os.unlink(probe)
-        acceptor = self.acceptor()
-        numbers = [getattr(result, "number", None) for result in acceptor.commit([submission() for _ in range(5)])]
-        self.assertNotIn(None, numbers)
-        self.assertNotIn(number, numbers)
-        self.assertEqual(read(self.layout.path("todo", number)), b"u0\0p1\0Fold\0Told\0")
-        self.assertFalse(os.path.exists(self.layout.path("mess", number)))
-        for fd in acceptor._haunted:
-            os.close(fd)
+        """A todo/N without mess/N, or an info/N that a crash has brought back: the new message does not get N, for it
+        would go to the old one's recipients."""
+        for room, contents in (("todo", b"u0\0p1\0Fold\0Told\0"), ("info", b"Fold\0")):
+            probe = self.layout.room("pid") + "/probe"
+            write(probe, b"")
+            number = os.stat(probe).st_ino
+            write(self.layout.path(room, number), contents)
+            os.unlink(probe)
+            acceptor = self.acceptor()
+            numbers = [getattr(result, "number", None) for result in acceptor.commit([submission() for _ in range(5)])]
+            self.assertNotIn(None, numbers)
+            self.assertNotIn(number, numbers)
+            self.assertEqual(read(self.layout.path(room, number)), contents)
+            self.assertFalse(os.path.exists(self.layout.path("mess", number)))
+            for fd in acceptor._haunted:
+                os.close(fd)
 
     def test_number_taken_in_todo(self) -> None:
         """66, and what was there stays."""

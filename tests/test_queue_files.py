@@ -6,11 +6,12 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Coroutine
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred, DeferredList, gatherResults, succeed
 from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
@@ -21,7 +22,17 @@ from qtwist.queue.files import FileQueue
 from qtwist.queue.incoming import HIGH_WATER, MEMORY_LIMIT
 from qtwist.queue.layout import LayoutError
 from qtwist.queue.trigger import TriggerReader, pull_trigger
-from tests.queue_tools import CountingDisk, Trouble, WatchedDisk, descriptors, files_of, make_queue, put_message, read
+from tests.queue_tools import (
+    CountingDisk,
+    Trouble,
+    WatchedDisk,
+    descriptors,
+    files_of,
+    make_queue,
+    put_message,
+    read,
+    write,
+)
 
 JOE = Envelope(b"a@b", (b"joe@x",))
 
@@ -345,7 +356,39 @@ class LifeTests(QueueCase):
         self.assertEqual(files_of(self.layout), set())
 
 
+class BounceTests(QueueCase):
+    async def test_one_append_at_a_time(self) -> None:
+        """One that fails cuts off what it wrote: what another has written in the meantime would go with it."""
+        begun, go_on = threading.Event(), threading.Event()
+
+        class Slow(RealDisk):
+            def fsync(disk, fd: int) -> None:
+                if not begun.is_set():
+                    begun.set()
+                    go_on.wait(30)
+                    raise OSError(errno.EIO, "broken")
+                super().fsync(fd)
+
+        queue = self.start(Slow())
+        write(self.layout.path("bounce", 7), b"<old@b>:\nno\n\n")
+        answers = [queue.append_bounce(7, b"<%d@b>:\nno\n\n" % number) for number in range(3)]
+        for _ in range(10):  # jobs that come after these in the line
+            self.assertIn(await queue.bounce(7), (b"<old@b>:\nno\n\n", b"<old@b>:\nno\n\n<0@b>:\nno\n\n"))
+        go_on.set()
+        results = await DeferredList(answers, consumeErrors=True)
+        self.assertEqual([good for good, _ in results], [False, True, True])
+        self.assertEqual(await queue.bounce(7), b"<old@b>:\nno\n\n<1@b>:\nno\n\n<2@b>:\nno\n\n")
+        self.assertEqual(queue._bouncing, {})
+
+
 class LockTests(QueueCase):
+    async def test_orphans(self) -> None:
+        """Files without a message, as a crash may bring them back, are removed before anything is delivered."""
+        write(self.layout.path("info", 999_999_999), b"Fa\0")
+        queue = self.start()
+        queue.lock()
+        self.assertEqual(files_of(self.layout), set())
+
     async def test_one_manager(self) -> None:
         """§9.1: the second one is told at once; after the first has stopped it may."""
         first, second = self.start(), self.start()

@@ -129,6 +129,12 @@ class BounceTests(StoreCase):
                 self.store.append_bounce(7, again)
                 self.assertEqual(self.store.bounce(7), before + again)
 
+    def test_torn_is_not_told(self) -> None:
+        """Nor does anybody see it: the recipient may have got the message since then."""
+        for before in (b"", b"<a@b>:\nno\n\n"):
+            write(self.layout.path("bounce", 7), before + b"<c@d>:\nne")
+            self.assertEqual(self.store.bounce(7), before)
+
     def test_all_or_nothing(self) -> None:
         """After an error the same paragraph will come again, and must not be there twice."""
         old, new = b"old\n\n", b"new\n\n"

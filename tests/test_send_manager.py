@@ -162,6 +162,16 @@ class LifeOfAMessage(ManagerCase):
         self.assertTrue(head.endswith(b"<nobody@here.test>:\nNo such mailbox. (#5.1.1)\n\n"), head)
         self.assertEqual(copy, b"Return-Path: <ann@far.test>\nSubject: hi\n\nbody\n")
 
+    def test_empty_bounce(self) -> None:
+        """A bounce file without a paragraph, as a crash may leave it, is removed; nobody gets a notice of nothing."""
+        self.local.answers[b"joe@here.test"] = Report.success()
+        self.start()
+        number = self.queue.send(b"ann@far.test", b"joe@here.test")
+        self.queue.bounces[number] = b""
+        self.go()
+        self.assertEqual(self.log_but_status()[-1], f"end msg {number}")
+        self.assertEqual((self.queue.bounces, self.queue.accepted[1:]), ({}, []))
+
     def test_double_and_triple_bounce(self) -> None:
         """§9.11, §28.15: a bounce that bounces goes to the postmaster from ``#@[]``; when that fails it is dropped."""
         self.local.answers[b"gone@here.test"] = Report.failure(b"no\n")
@@ -335,6 +345,31 @@ class Signals(ManagerCase):
         self.log()
         self.manager.retry_all()
         self.assertEqual(self.log_but_status()[0], f"starting delivery 2: msg {number} to remote a@far.test")
+
+    def test_alarm_during_the_scan(self) -> None:
+        """§9.2: what the look at the queue has not found yet is due as well."""
+        self.start()
+        number = self.queue.send(b"joe@here.test", b"a@far.test")
+        self.go()
+        self.remote.open[0][1].callback(Report.deferral(b"later\n"))
+        self.manager.stopService()
+        self.log()
+        waiting: list[Deferred[None]] = []
+        scan = self.queue.scan
+
+        def slow_scan() -> Iterator[Deferred[Any]]:
+            for batch in scan():
+                found = self.successResultOf(batch)
+                waiting.append(Deferred())
+                yield waiting[-1].addCallback(lambda _, found=found: found)
+
+        self.patch(self.queue, "scan", slow_scan)
+        self.start()
+        self.manager.retry_all()
+        while waiting:
+            waiting.pop().callback(None)
+        self.go()
+        self.assertIn(f"starting delivery 1: msg {number} to remote a@far.test", self.log_but_status())
 
     def test_hup_rereads_locals(self) -> None:
         """§9.2 HUP: new messages follow the new locals."""

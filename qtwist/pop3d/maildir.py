@@ -170,6 +170,15 @@ class MaildirSession:
                 self._remove(index)
             except OSError as error:
                 failures.append(error)
+        if deleted:
+            # What is said to be removed must not come back after a crash.
+            for folder in _FOLDERS:
+                try:
+                    _sync(os.path.join(self.path, folder))
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    failures.append(error)
         gone, seen = frozenset(deleted), frozenset(retrieved)
         for index, folder in enumerate(self._folders):
             if folder == _NEW and index not in gone:  # no twin, which could overwrite the other one
@@ -243,6 +252,15 @@ class MaildirSession:
             names.append(name)
         self._names = Names(names)
         return True
+
+
+def _sync(folder: bytes) -> None:
+    """Make the entries of a folder survive a crash."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _changed(folder: bytes) -> int:

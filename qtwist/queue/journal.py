@@ -302,6 +302,8 @@ def replay(records: Iterable[Record]) -> dict[int, Entry]:
     entries: dict[int, Entry] = {}
     for record in records:
         if record.kind == ACCEPT:
+            if len(record.payload) < _ACCEPT.size:
+                raise ValueError(f"a record {ACCEPT!r} of message {record.number} makes no sense")
             birth, length = _ACCEPT.unpack_from(record.payload)
             start = _ACCEPT.size
             envelope, message = record.payload[start : start + length], record.payload[start + length :]

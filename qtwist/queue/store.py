@@ -134,17 +134,16 @@ class Store:
         """The size of a bounce file without the rest of a paragraph that was not written to its end."""
         if size == 0 or self._disk.pread(fd, 2, max(0, size - 2)) == b"\n\n":
             return size
-        end = b"".join(self._contents(fd)).rfind(b"\n\n")
-        return end + 2 if end != -1 else 0
+        return len(_whole_paragraphs(b"".join(self._contents(fd))))
 
     def bounce(self, number: int) -> bytes | None:
-        """The contents of bounce/N; None when there is no such file."""
+        """The whole paragraphs of bounce/N, perhaps none; None when there is no such file."""
         try:
             fd = self._disk.open_read(self._layout.path("bounce", number))
         except FileNotFoundError:
             return None
         try:
-            return b"".join(self._contents(fd))
+            return _whole_paragraphs(b"".join(self._contents(fd)))
         finally:
             close_quietly(self._disk, fd)
 
@@ -219,6 +218,12 @@ class Store:
     def _contents(self, fd: int) -> Iterator[bytes]:
         while block := self._disk.read(fd, _BLOCK_SIZE):
             yield block
+
+
+def _whole_paragraphs(text: bytes) -> bytes:
+    """What comes before a paragraph that a crash has cut off; each ends with an empty line (§9.10)."""
+    end = text.rfind(b"\n\n")
+    return text[: end + 2] if end != -1 else b""
 
 
 class Scan:

@@ -97,6 +97,8 @@ class QueueManager(Service):
         self._deliveries = 0
         self._tasks: set[Deferred[None]] = set()
         self._timers: dict[str, IDelayedCall] = {}
+        self._scanning = False
+        self._all_due = False  # ALRM came during the scan: also what is not yet found is due
         self._todo_wanted = False
         self._todo_running = False
         self._pumping = False
@@ -117,10 +119,14 @@ class QueueManager(Service):
 
     def retry_all(self) -> None:
         """Make every queued message due now (ALRM, §9.2)."""
-        for channel in self.channels.values():
-            channel.wake_all(self.clock.seconds())
+        self._all_due = self._scanning
+        self._wake_all()
         self.look_at_todo()
         self._pump()
+
+    def _wake_all(self) -> None:
+        for channel in self.channels.values():
+            channel.wake_all(self.clock.seconds())
 
     def reread(self) -> None:
         """Read locals and virtualdomains again (HUP, §9.2). What cannot be read keeps its old value."""
@@ -207,6 +213,7 @@ class QueueManager(Service):
     # What is found at the start, what comes in, what is swept out.
 
     async def _scan(self) -> None:
+        self._scanning = True
         for batch in self.queue.scan():
             try:
                 messages = await batch
@@ -224,7 +231,10 @@ class QueueManager(Service):
                     self._task(self._end_message(message.number))
             if self.exiting:
                 return
+            if self._all_due:
+                self._wake_all()
             self._pump()
+        self._scanning = False
 
     def _sweep(self) -> None:
         self._later("garbage", GARBAGE_INTERVAL, self._sweep)
@@ -482,7 +492,7 @@ class QueueManager(Service):
         info: MessageInfo = await self.queue.info(number)
         if info.sender == b"#@[]":
             self.log.triple_bounce(number)
-        else:
+        elif text:  # a crash may leave a file without a whole paragraph
             now = int(self.clock.seconds())
             accepted = await inject_bounce(self.queue, self.settings.bounces, number, info.sender, text, now)
             self.log.bounce(number, accepted.qp)

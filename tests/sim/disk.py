@@ -22,15 +22,15 @@ what delayed allocation in ext4 and xfs can leave behind, and more than ext4's d
 In both, an entry may survive when the contents do not (link and rename before data).
 
 *Inodes.* With a journal, a number is used again as soon as nothing refers to it, the lowest one first; a new owner that
-survives a crash proves that the names of the former one are gone, as ext4 and xfs commit both in order. On POSIX a number
-that was freed is left alone until the next crash: btrfs numbers files anew each time, and ext4 without a journal avoids
-what was freed in the last minutes, for the very reason that the old names may still be on the disk.
+survives a crash proves that the names of the former one are gone, as ext4 and xfs commit both in order. On POSIX a
+number that was freed is left alone until the next crash: btrfs numbers files anew each time, and ext4 without a journal
+avoids what was freed in the last minutes, for the very reason that the old names may still be on the disk.
 
 *Errors.* When fsync fails, what was to be written is never written, though it can be read until the crash and a later
 fsync succeeds: so do Linux's file systems.
 
-*Crash.* :meth:`SimulatedDisk.crash` is a power failure; :meth:`SimulatedDisk.kill` is the end of the processes alone, after
-which everything can be read, but is no more durable than before.
+*Crash.* :meth:`SimulatedDisk.crash` is a power failure; :meth:`SimulatedDisk.kill` is the end of the processes alone,
+after which everything can be read, but is no more durable than before.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ class SimulatedDisk(Disk):
     """A file system in memory. `now` gives the times of files.
 
     `watch` is called with the name of every operation before it is done: it may raise OSError (the disk fails) or
-    :class:`Crash` (the machine stops here), or let others have their turn. `ignores` is asked with a sync's operation and
-    the path of what is synced; if it says so, the sync does nothing: that is how tests take syncs out of the code.
+    :class:`Crash` (the machine stops here), or let others have their turn. `ignores` is asked with a sync's operation
+    and the path of what is synced; if it says so, the sync does nothing: that is how tests take syncs out of the code.
 
     `full` is how many octets may still be written before ENOSPC, None for any number.
     """
@@ -626,7 +626,18 @@ def _apply(data: bytearray, offset: int, written: bytes | None) -> None:
 
 def _status(inode: _Inode) -> os.stat_result:
     mtime = inode.mtimes[-1]
-    numbers = (inode.mode, inode.number, 1, inode.links, 0, 0, len(inode.data), int(inode.atime), int(mtime), int(mtime))
+    numbers = (
+        inode.mode,
+        inode.number,
+        1,
+        inode.links,
+        0,
+        0,
+        len(inode.data),
+        int(inode.atime),
+        int(mtime),
+        int(mtime),
+    )
     return os.stat_result(numbers, {"st_atime": inode.atime, "st_mtime": mtime})
 
 

@@ -16,6 +16,18 @@ _LOCAL, _REMOTE = b"here.test", b"far.test"
 
 KINDS = ((b"dir", _LOCAL), (b"box", _LOCAL), (b"no", _LOCAL), (b"ok", _REMOTE), (b"slow", _REMOTE), (b"bad", _REMOTE))
 
+EVERYBODY = ((b"dir", _LOCAL), (b"box", _LOCAL), (b"ok", _REMOTE))
+FAILURES = ((b"no", _LOCAL), (b"dir", _LOCAL), (b"bad", _REMOTE), (b"slow", _REMOTE))
+
+
+def one_message(
+    kinds: Sequence[tuple[bytes, bytes]], *, sender: bytes = b"ok", size: int = 10, times: int = 1, **how: Any
+) -> Story:
+    """A message (or some at once) to these recipients, until each has a result."""
+    actions = [("send", sender, kinds, size)] * times + [("settle",), ("advance", 2000)]
+    return Story([Life(actions)], **how)
+
+
 #: The last one is too large to be kept in memory until it is committed.
 SIZES = (10, 5000, 70_000)
 
@@ -37,6 +49,26 @@ class Story:
         )
         machine.run(self.lives)
         return machine
+
+
+def count_calls(home: str, story: Story) -> int:
+    """How many disk calls the first life of a story takes when it is left alone."""
+    machine = Machine(
+        home, seed=story.seed, model=story.model, shared_sync=story.shared_sync, interleaved=story.interleaved
+    )
+    machine.live(attrs.evolve(story.lives[0], stop=Stop(power=False, clean=True)))
+    return machine.calls
+
+
+def stop_everywhere(home: str, story: Story, seeds: Sequence[int], *, power: bool = True) -> int:
+    """Tell a story of one life as often as it has disk calls, with a stop at each, and with several outcomes of each
+    crash; how many that were. Violation when the contract is broken."""
+    calls = count_calls(home, story)
+    for seed in seeds:
+        for at in range(1, calls + 1):
+            life = attrs.evolve(story.lives[0], stop=Stop(power, at))
+            attrs.evolve(story, lives=[life], seed=story.seed + 1000 * seed + at).tell(home)
+    return calls * len(seeds)
 
 
 def _action(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:

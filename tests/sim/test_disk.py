@@ -1,4 +1,4 @@
-"""The simulated disk is like a real one as long as nothing crashes, and forgets what its docstring says when it does."""
+"""The simulated disk is like a real one until something crashes, and then forgets what its docstring says."""
 
 from __future__ import annotations
 
@@ -171,7 +171,11 @@ class Forgetting(SynchronousTestCase):
     """What is seen after many crashes is what the model allows, all of it, and nothing else."""
 
     def outcomes(
-        self, story: Callable[[SimulatedDisk], None], look: Callable[[SimulatedDisk], Any], model: Model, count: int = 300
+        self,
+        story: Callable[[SimulatedDisk], None],
+        look: Callable[[SimulatedDisk], Any],
+        model: Model,
+        count: int = 300,
     ) -> set[Any]:
         found = set()
         for seed in range(count):

@@ -1,0 +1,313 @@
+"""What the crash machine is worth: take each sync out of the code, swap each pair of steps whose order counts, and see
+whether it notices.
+
+``python -m tests.sim.mutations`` (part of `make soak`) tries them all, and lists those that survive.
+:data:`KNOWN_SURVIVORS` are those that may, each with its reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import attrs
+
+from qtwist.files import disk as files_disk
+from qtwist.interfaces import MessageInfo, RecipientRecord
+from qtwist.queue import accept, files, preprocess
+from qtwist.queue.layout import LayoutError, create_queue, open_layout
+from qtwist.queue.store import Store
+from qtwist.send import manager, steering
+from qtwist.send.bounces import inject_bounce
+from tests.sim.disk import Model, SimulatedDisk
+from tests.sim.machine import QUEUE, Life, Machine, Stop, Violation
+from tests.sim.stories import EVERYBODY, FAILURES, Story, count_calls, one_message
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+_FAIL = Story([Life([("send", b"ok", [FAILURES[3], FAILURES[3]], 10), ("settle",), ("steer", "fail", 0), ("settle",)])])
+_TWO_LIVES = [("send", b"ok", EVERYBODY, 10), ("settle",), ("send", b"bad", FAILURES, 10), ("settle",)]
+
+#: Between them they come by every sync and every order. Those that find most come first.
+STORIES = (
+    one_message(FAILURES, model=Model.POSIX, shared_sync=False),
+    one_message(FAILURES, model=Model.JOURNAL),
+    attrs.evolve(_FAIL, model=Model.POSIX),
+    one_message(EVERYBODY, model=Model.POSIX, shared_sync=False),
+    one_message(EVERYBODY, model=Model.POSIX, times=2),
+    one_message(EVERYBODY[:1], size=70_000, model=Model.POSIX, shared_sync=False),
+    Story([Life(_TWO_LIVES)], model=Model.POSIX, shared_sync=False),
+)
+
+#: Mutations that nothing can notice, and why they are there.
+KNOWN_SURVIVORS = {
+    "queue/accept.py:flush mess": "the commit syncs the file again; this sync is early so that the commit is short",
+    "queue/layout.py:create_queue bounce": "a new directory that is still empty; once in the life of a queue",
+    "queue/layout.py:create_queue intd": "as bounce",
+    "queue/layout.py:create_queue todo": "as bounce",
+}
+
+
+def site_of_sync(path: str, home: str) -> str:
+    """Who syncs what: the functions of queue/ and files/ that asked for the sync under way, and the room."""
+    names = []
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith(ROOT + "/qtwist/") and file != files_disk.__file__:
+            names.append(f"{file.removeprefix(ROOT + '/qtwist/')}:{frame.f_code.co_name}")
+            if not file.endswith("queue/sync.py"):
+                break
+        frame = frame.f_back  # type: ignore[assignment]
+    path = os.path.normpath(path)
+    special = {"/": "everything", QUEUE: "queue", home: "home"}
+    below = path.removeprefix(QUEUE + "/").removeprefix(home + "/").split("/")
+    room = special.get(path) or {"pid": "mess"}.get(below[0], below[0])
+    return " < ".join(dict.fromkeys(names)) + " " + room
+
+
+@contextlib.contextmanager
+def syncs_watched(home: str, ignored: str | None, seen: set[str]) -> Iterator[None]:
+    """All simulated disks ignore one site's syncs, and note the others."""
+
+    def ignores(_: str, path: str) -> bool:
+        site = site_of_sync(path, home)
+        seen.add(site)
+        return site == ignored
+
+    original = SimulatedDisk.__init__
+
+    def build(self: SimulatedDisk, *arguments: Any, **named: Any) -> None:
+        original(self, *arguments, **named)
+        self.ignores = ignores
+
+    with mock.patch.object(SimulatedDisk, "__init__", build):
+        yield
+
+
+def sites(home: str) -> list[str]:
+    """Every place that syncs."""
+    seen: set[str] = set()
+    with syncs_watched(home, None, seen):
+        for story in STORIES:
+            count_calls(home, story)
+    return sorted(seen)
+
+
+# Swapped steps. Each context manager swaps one pair.
+
+
+@contextlib.contextmanager
+def envelope_published_before_sync() -> Iterator[None]:
+    """The link in todo/ before the contents are synced."""
+    write = accept.Acceptor._write
+
+    def swapped(self: accept.Acceptor, one: Any, sync: Any) -> None:
+        write(self, one, sync)
+        self._disk.link(self._layout.path("intd", one.number), self._layout.path("todo", one.number))
+        self._disk.fsync_directory(self._layout.room("todo"))
+
+    def published(self: accept.Acceptor, progress: list[Any], sync: Any) -> None:
+        return
+
+    with mock.patch.multiple(accept.Acceptor, _write=swapped, _publish=published):
+        yield
+
+
+@contextlib.contextmanager
+def envelope_removed_before_sync() -> Iterator[None]:
+    """todo/N removed before info, local and remote are synced."""
+    write = preprocess._Writer.write
+
+    def swapped(self: preprocess._Writer) -> Any:
+        written = write(self)
+        preprocess._clean(self._disk, self._layout, self._number)
+        return written
+
+    with mock.patch.object(preprocess._Writer, "write", swapped):
+        yield
+
+
+@contextlib.contextmanager
+def todo_removed_before_intd() -> Iterator[None]:
+    def swapped(disk: Any, layout: Any, number: int) -> bool:
+        for room in ("todo", "intd"):
+            preprocess.unlink_if_there(disk, layout.path(room, number))
+        return True
+
+    with mock.patch.object(preprocess, "_clean", swapped):
+        yield
+
+
+@contextlib.contextmanager
+def message_removed_before_info() -> Iterator[None]:
+    def swapped(self: Store, number: int) -> None:
+        for room in ("mess", "intd", "info"):
+            self.remove(room, number)
+
+    with mock.patch.object(Store, "finish", swapped):
+        yield
+
+
+@contextlib.contextmanager
+def mark_before_paragraph() -> Iterator[None]:
+    append = manager.QueueManager._append_bounce
+    mark = manager.QueueManager._mark
+    kept: dict[Any, Any] = {}
+
+    async def appended(self: Any, one: Any, address: bytes, text: bytes) -> bool:
+        kept[one.number, address] = text
+        return True
+
+    async def marked(self: Any, channel: Any, one: Any, record: RecipientRecord) -> None:
+        await mark(self, channel, one, record)
+        text = kept.pop((one.number, record.address), None)
+        if text is not None:
+            await append(self, one, record.address, text)
+
+    with mock.patch.multiple(manager.QueueManager, _append_bounce=appended, _mark=marked):
+        yield
+
+
+@contextlib.contextmanager
+def all_marked_before_paragraphs() -> Iterator[None]:
+    """What `fail` does, with the marks first."""
+
+    async def swapped(queue: Any, number: int, channel: str, original: Callable[[bytes], bytes]) -> int:
+        records, _ = await queue.recipients(number, channel, 0, steering.READ_AHEAD)
+        for record in records:
+            await queue.mark(number, channel, record.offset)
+        for record in records:
+            await queue.append_bounce(number, steering.recipient_paragraph(record.address, steering.FAILED))
+        return len(records)
+
+    with mock.patch.object(steering, "fail_recipients", swapped):
+        yield
+
+
+@contextlib.contextmanager
+def bounce_removed_before_notice() -> Iterator[None]:
+    async def swapped(self: Any, number: int) -> None:
+        text = await self.queue.bounce(number)
+        if text is None:
+            return
+        info: MessageInfo = await self.queue.info(number)
+        await self.queue.discard_bounce(number)
+        await inject_bounce(self.queue, self.settings.bounces, number, info.sender, text, 0)
+
+    with mock.patch.object(manager.QueueManager, "_send_bounce", swapped):
+        yield
+
+
+@contextlib.contextmanager
+def message_ends_before_notice() -> Iterator[None]:
+    """info and mess removed before the notice is queued."""
+
+    async def swapped(self: Any, number: int, *, logged: bool = False) -> None:
+        await self.queue.finish(number)
+
+    with mock.patch.object(manager.QueueManager, "_end_message", swapped):
+        yield
+
+
+@contextlib.contextmanager
+def delivery_marked_before_it_is_made() -> Iterator[None]:
+    deliver = manager.QueueManager._try
+
+    async def swapped(self: Any, channel: Any, one: Any, record: RecipientRecord) -> Any:
+        await self._mark(channel, one, record)
+        return await deliver(self, channel, one, record)
+
+    with mock.patch.object(manager.QueueManager, "_try", swapped):
+        yield
+
+
+@contextlib.contextmanager
+def orphans_kept() -> Iterator[None]:
+    with mock.patch.object(files, "remove_orphans", lambda *_: []):
+        yield
+
+
+SWAPS: Sequence[Callable[[], contextlib.AbstractContextManager[None]]] = (
+    envelope_published_before_sync,
+    envelope_removed_before_sync,
+    todo_removed_before_intd,
+    message_removed_before_info,
+    mark_before_paragraph,
+    all_marked_before_paragraphs,
+    bounce_removed_before_notice,
+    message_ends_before_notice,
+    delivery_marked_before_it_is_made,
+    orphans_kept,
+)
+
+
+def noticed(home: str, seeds: int, stories: Sequence[Story] = STORIES) -> str | None:
+    """What the machine says against the code as it is now; None when it finds nothing."""
+    rng = random.Random(1)
+    try:
+        for seed in range(seeds):
+            for story in stories:
+                calls = list(range(1, count_calls(home, story) + 1))
+                rng.shuffle(calls)
+                for at in calls:
+                    life = attrs.evolve(story.lives[0], stop=Stop(True, at))
+                    attrs.evolve(story, lives=[life], seed=1000 * seed + at).tell(home)
+    except Violation as violation:
+        return str(violation)
+    return None
+
+
+def a_new_queue(home: str) -> str | None:
+    """What is wrong with a queue that was made just before a crash."""
+    for model in Model:
+        for seed in range(60):
+            disk = SimulatedDisk(lambda: 1000.0, model)
+            disk.prepare_directories("/sim")
+            create_queue(QUEUE, disk, 2)
+            disk.crash(random.Random(seed))
+            try:
+                open_layout(QUEUE, disk)
+                if len(disk.contents(QUEUE + "/lock/tcpto")) != 1024:
+                    return "tcpto is cut off"
+            except (LayoutError, OSError) as error:
+                return str(error)
+    return None
+
+
+def judge_site(home: str, site: str, seeds: int) -> str | None:
+    with syncs_watched(home, site, set()):
+        return a_new_queue(home) if site.startswith("queue/layout.py") else noticed(home, seeds)
+
+
+def main(seeds: int) -> int:
+    home = tempfile.mkdtemp()
+    survivors = []
+    try:
+        Machine(home)
+        for site in sites(home):
+            found = judge_site(home, site, seeds)
+            print(f"{'noticed ' if found else 'SURVIVED'} without {site}: {(found or '')[:100]}", flush=True)
+            if found is None and site not in KNOWN_SURVIVORS:
+                survivors.append(site)
+        for swap in SWAPS:
+            with swap():
+                found = noticed(home, seeds)
+            print(f"{'noticed ' if found else 'SURVIVED'} {swap.__name__}: {(found or '')[:100]}", flush=True)
+            if found is None:
+                survivors.append(swap.__name__)
+    finally:
+        shutil.rmtree(home)
+    print("survivors:", ", ".join(survivors) or "none")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 6))
