@@ -153,7 +153,7 @@ def network(line: bytes) -> str | None:
 
 
 def server(line: bytes) -> str | None:
-    """A line of dnsservers."""
+    """A line of dnsservers or qmqpservers."""
     expected = "an IP address, address:port, or [IPv6 address]:port"
     if line.startswith(b"["):
         address, bracket, port = line[1:].partition(b"]")
@@ -165,11 +165,6 @@ def server(line: bytes) -> str | None:
     else:
         address, port = line, b"53"
     return None if _is_ip(address) and _is_port(port) else expected
-
-
-def ip(line: bytes) -> str | None:
-    """A line of qmqpservers."""
-    return None if _is_ip(line) else "an IP address"
 
 
 def hold(line: bytes) -> str | None:

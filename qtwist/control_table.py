@@ -216,7 +216,14 @@ _TABLE = (
         "IP addresses or networks of QMQP clients, who may send to anywhere",
         check=checks.network,
     ),
-    ControlFile("qmqpservers", LIST, ("qmail-qmqpc",), "run", "IP addresses of QMQP servers", check=checks.ip),
+    ControlFile(
+        "qmqpservers",
+        LIST,
+        ("qmail-qmqpc",),
+        "run",
+        "[QMQP servers](qmqp.md#the-client), the first first; with port if not 628",
+        check=checks.server,
+    ),
     ControlFile("qmtproutes", COLON_LIST, _REMOTE, "delivery", "relays for domains, by QMTP", check=checks.route),
     ControlFile(
         "queuelifetime", INTEGER, _SEND, "start", "seconds until a message is given up", 604800, check=checks.number(0)

@@ -25,6 +25,7 @@ from qtwist.auth.authenticator import Authenticator
 from qtwist.auth.making import make_authenticator
 from qtwist.control import Control, ControlError, Listener
 from qtwist.dns.resolver import make_resolver
+from qtwist.events import Events
 from qtwist.files.disk import RealDisk
 from qtwist.interfaces import IQueue, IResolver, ISpawner
 from qtwist.mail.constmap import ConstantMap
@@ -60,6 +61,7 @@ class Home:
         self.path = os.path.abspath(path)
         self.reactor: Any = reactor
         self.maillog = maillog
+        self.events: Events | None = None  # where what happens to messages is told as JSON
         self.control = Control(os.path.join(self.path, "control"))
         self.disk = RealDisk()
         self.queue_path = os.path.join(self.path, "queue")

@@ -26,6 +26,7 @@ class Options(usage.Options):
             None,
             "file for qmail's log lines, opened again on HUP [default: standard output with -n, else HOME/log/send]",
         ],
+        ["events", None, None, "file for events as JSON, one a line, opened again on HUP [default: none]"],
     ]
 
     def parseArgs(self, *args: str) -> None:

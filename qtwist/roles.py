@@ -16,6 +16,7 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from qtwist.control import ControlError, Listener
+from qtwist.events import EventfulSendLog
 from qtwist.interfaces import ISpawner
 from qtwist.local.spawn import LocalSpawner
 from qtwist.mail.envelope import Origin
@@ -229,9 +230,9 @@ class SendService(Service):
             "remote": self._remote or RemoteSpawner(home.control, home.resolver, home.reactor, home.queue_path),
         }
         home.use_queue()
-        self.manager = QueueManager(
-            home.queue, self.spawners, settings, SendLog(self.log_file.write), home.reactor, home.rewriter, home.holds
-        )
+        write = self.log_file.write
+        log = SendLog(write) if home.events is None else EventfulSendLog(write, home.events)
+        self.manager = QueueManager(home.queue, self.spawners, settings, log, home.reactor, home.rewriter, home.holds)
         try:
             self.manager.startService()
         except BlockingIOError:

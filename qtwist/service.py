@@ -10,14 +10,16 @@ from typing import NoReturn
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
+from twisted.logger import Logger, globalLogPublisher
 
 from qtwist.control import ControlError
+from qtwist.events import Events
 from qtwist.home import Home
 from qtwist.options import Options
 from qtwist.processes.notify import ServiceManager
 from qtwist.processes.supervisor import Supervisor
 from qtwist.roles import SendService, StartError
+from qtwist.send.log import LogFile
 
 __all__ = ["Options", "RootService", "makeService"]
 
@@ -38,10 +40,11 @@ def makeService(options: Options) -> RootService:
         maillog = os.path.abspath(maillog)
     home = Home(options.home, maillog=maillog)
     pidfile = twistd["pidfile"] if twistd else None
+    events = options["events"] and os.path.abspath(options["events"])
     kind = SupervisedService if os.geteuid() == 0 and not (twistd and twistd["uid"]) else EmbeddedService
     try:
         home.check()
-        return kind(home, pidfile=pidfile, in_foreground=in_foreground)
+        return kind(home, pidfile=pidfile, in_foreground=in_foreground, events=events)
     except (StartError, ControlError) as error:
         raise SystemExit(f"qtwist: {error}") from None
 
@@ -58,16 +61,20 @@ class RootService(MultiService):
     """All services of a home, as twistd runs them.
 
     HUP rereads what can change, ALRM makes all queued mail due, TERM finishes what runs and ends with exit code 0
-    (spec/qmail.md §9.2).
+    (spec/qmail.md §9.2). `events` is the file for events.
     """
 
-    def __init__(self, home: Home, pidfile: str | None = None, in_foreground: bool = True) -> None:
+    def __init__(
+        self, home: Home, pidfile: str | None = None, in_foreground: bool = True, events: str | None = None
+    ) -> None:
         super().__init__()
         self.home = home
         self._pidfile = pidfile
         self._in_foreground = in_foreground
         self._terminating = False
         self.manager = ServiceManager(os.environ, home.reactor)
+        self._events = events
+        self._event_file: LogFile | None = None
 
     def reread(self) -> None:
         """HUP."""
@@ -95,6 +102,9 @@ class RootService(MultiService):
 
         def close(result: object) -> object:
             self.manager.close()
+            if self._event_file is not None and self.home.events is not None:
+                globalLogPublisher.removeObserver(self.home.events)
+                self._event_file.close()
             return result
 
         return stopped.addBoth(close)
@@ -129,8 +139,23 @@ class RootService(MultiService):
         handle(signal.SIGTERM, self._terminate)
         handle(signal.SIGINT, self._terminate)
 
+    def open_events(self) -> None:
+        """Begin to write events, if that is asked for; as the account that writes them. StartError."""
+        if self._events is not None:
+            try:
+                self._event_file = LogFile(self._events)
+            except OSError as error:
+                raise StartError(f"{self._events}: {error.strerror}, expected a file to append events to") from error
+            self.home.events = Events(self._event_file.write)
+            globalLogPublisher.addObserver(self.home.events)
+
     def _reload(self) -> None:
         self.manager.reloading()
+        if self._event_file is not None:
+            try:
+                self._event_file.reopen()
+            except OSError as error:
+                _log.error("unable to reopen {path}: {error}", path=self._events, error=error)
         self.reread()
         self.manager.ready()
 
@@ -143,8 +168,10 @@ class RootService(MultiService):
 class EmbeddedService(RootService):
     """All roles in one process, as an ordinary user."""
 
-    def __init__(self, home: Home, pidfile: str | None = None, in_foreground: bool = True) -> None:
-        super().__init__(home, pidfile, in_foreground)
+    def __init__(
+        self, home: Home, pidfile: str | None = None, in_foreground: bool = True, events: str | None = None
+    ) -> None:
+        super().__init__(home, pidfile, in_foreground, events)
         self.sender: SendService = home.send()
         self.sender.setServiceParent(self)
         # After the queue manager: whoever has the queue's lock may open the queue's door.
@@ -156,6 +183,7 @@ class EmbeddedService(RootService):
     def startService(self) -> None:
         if os.geteuid() == 0:
             self._refuse("twistd --uid gives root's user id, and no mail is delivered as root; leave it away")
+        self._start(self.open_events)
         super().startService()
         self.home.reactor.callWhenRunning(self.manager.ready)
 
@@ -169,9 +197,12 @@ class EmbeddedService(RootService):
 class SupervisedService(RootService):
     """The roles as processes, each under its account; for a daemon that is started as root."""
 
-    def __init__(self, home: Home, pidfile: str | None = None, in_foreground: bool = True) -> None:
-        super().__init__(home, pidfile, in_foreground)
-        self.supervisor = Supervisor(home, pidfile, self._give_up, self.manager.ready)
+    def __init__(
+        self, home: Home, pidfile: str | None = None, in_foreground: bool = True, events: str | None = None
+    ) -> None:
+        super().__init__(home, pidfile, in_foreground, events)
+        opening = self.open_events if events is not None else None
+        self.supervisor = Supervisor(home, pidfile, self._give_up, self.manager.ready, opening)
         self.supervisor.setServiceParent(self)
         self._failed = False
 

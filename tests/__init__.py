@@ -1,0 +1,21 @@
+"""The tests of qtwist, run by trial.
+
+Property tests try the same examples in every run, so that a failure is a failure of the change at hand; with
+QTWIST_RANDOM=1 in the environment they try others each time, and `make fuzz` and `make soak` go on for as long as asked.
+How long an example takes says nothing on a busy machine.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "qtwist",
+    deadline=None,
+    derandomize="QTWIST_RANDOM" not in os.environ,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("qtwist")

@@ -11,7 +11,7 @@ import tempfile
 from unittest import SkipTest
 
 #: qmail's names, and those that stand for them in tests.
-ROLES = {role: f"qtwtest-{role[-1]}" for role in ("qmaild", "qmaill", "qmailp", "qmailq", "qmailr")}
+ROLES = {role: f"qtwtest-{role[-1]}" for role in ("qmaild", "qmaill", "qmailp", "qmailq", "qmailr", "qmails")}
 
 #: An account of the system with a home directory.
 PERSON = "qtwtest-joe"

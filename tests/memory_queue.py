@@ -80,20 +80,34 @@ class MemoryQueue:
             return answer
         return fail(OSError(5, "Input/output error")) if method in self.broken else succeed(value)
 
+    @property
+    def held_up(self) -> int:
+        """How many answers are."""
+        return len(self._slowed)
+
     def resume(self) -> None:
         """Give the answers that were held up."""
-        slowed, self._slowed = self._slowed, []
-        for answer, value in slowed:
-            (answer.errback if isinstance(value, OSError) else answer.callback)(value)
+        for _ in range(self.held_up):
+            self.resume_one(0)
+
+    def resume_one(self, which: int) -> None:
+        """Give one of the answers that were held up."""
+        answer, value = self._slowed.pop(which)
+        (answer.errback if isinstance(value, OSError) else answer.callback)(value)
+
+    def _number(self) -> int:
+        """For a new message."""
+        self._next += 1
+        return self._next
 
     def put(self, data: bytes, envelope: Envelope, origin: Origin) -> Accepted:
-        self._next += 1
-        self.messages[self._next] = data
-        self.envelopes[self._next] = envelope
-        self.origins[self._next] = origin
+        number = self._number()
+        self.messages[number] = data
+        self.envelopes[number] = envelope
+        self.origins[number] = origin
         self.accepted.append((envelope, data))
         self.clock.callLater(0, self._callback)
-        return Accepted(self._next, self._next)
+        return Accepted(number, number)
 
     def send(self, sender: bytes, *recipients: bytes, data: bytes = b"Subject: x\n\nhello\n") -> int:
         return self.put(data, Envelope(sender, recipients), Origin.network(1000)).number
@@ -127,14 +141,14 @@ class MemoryQueue:
                     number, len(self.messages[number]), envelope.sender, number, 1000, now, frozenset(channels)
                 )
             )
-        return succeed(results)
+        return succeed(results) if "preprocess" in self.broken else self._answer("preprocess", results)
 
     def scan(self) -> Iterable[Deferred]:
         while "scan" in self.broken:
             yield self._answer("scan")
         for number in list(self.infos):
             due = {channel: when for (n, channel), when in self.due.items() if n == number}
-            yield succeed([QueuedMessage(number, due)])
+            yield self._answer("scan", [QueuedMessage(number, due)])
 
     def info(self, number: int) -> Deferred:
         return self._answer("info", self.infos.get(number))
@@ -154,7 +168,7 @@ class MemoryQueue:
         os.unlink(path)
         os.write(fd, self.messages[number])
         os.lseek(fd, 0, os.SEEK_SET)
-        return succeed(fd)
+        return self._answer("open", fd)
 
     def mark(self, number: int, channel: str, offset: int) -> Deferred:
         if "mark" not in self.broken:

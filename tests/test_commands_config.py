@@ -165,6 +165,17 @@ class InstallLinksTests(CommandCase):
         self.assertEqual(os.listdir(self.path("sbin")), ["sendmail"])
         self.assertEqual(self.run_main(self.path("sbin"), "sendmail", "nothing"), 100)
 
+    def test_null_client(self) -> None:
+        """qmail-qmqpc in the place of qmail-queue (spec §17.3); a link to the other one is not replaced silently."""
+        for name in ("qmail-queue", "qmail-qmqpc"):
+            self.commands[name] = self.write(f"venv/bin/{name}", b"")
+        self.assertEqual(self.run_main("--null-client", self.path("bin")), 0)
+        self.assertEqual(os.readlink(self.path("bin/qmail-queue")), self.commands["qmail-qmqpc"])
+        self.assertEqual(os.readlink(self.path("bin/sendmail")), self.commands["sendmail"])
+        self.assertEqual(self.run_main(self.path("bin")), 100)
+        self.assertEqual(self.run_main("--force", self.path("bin")), 0)
+        self.assertEqual(os.readlink(self.path("bin/qmail-queue")), self.commands["qmail-queue"])
+
     def test_in_the_way(self) -> None:
         """What is there stays, and the rest is done; --force keeps files, but not links."""
         self.write("bin/sendmail", b"another")

@@ -140,10 +140,17 @@ class AloneTests(QmailctlCase):
         self.assertEqual((more, len(self.machine.started)), ([], 1))
 
     def test_account(self) -> None:
-        """Root starts it under the queue's account and writes no files; others start it with pid file and log."""
+        """Root starts it under the queue's account and writes no files, or in a home of root's as the roles' accounts;
+        others start it with pid file and log."""
         status = os.stat(self.path("queue"))
         self.patch(os, "geteuid", lambda: 0)
         if status.st_uid == 0:
+            self.assertEqual(self.run_verb("start"), 0)
+            arguments = list(self.machine.started.pop()[0])
+            self.assertNotIn("--uid", arguments)
+            self.assertIn("--syslog", arguments)
+            self.lock(None)
+            os.chown(self.home, 12, 34)
             self.assertEqual(self.run_verb("start"), 111)
             self.assertIn("belongs to root", self.complaint())
             os.chown(self.path("queue"), 12, 34)
@@ -379,7 +386,7 @@ class OtherVerbTests(QmailctlCase):
 
     def test_words(self) -> None:
         """LWQ 2.8.2.1: every verb is there; others are wrong use."""
-        for verb in "start stop restart stat pause cont doqueue flush alarm reload hup queue cdb help".split():  # noqa: SIM905
+        for verb in "start stop restart stat pause cont doqueue flush alarm reload hup upgrade queue cdb help".split():  # noqa: SIM905
             self.assertIn(verb, qmailctl.VERBS)
             self.assertIn(f"\n    {verb} ", qmailctl.USAGE)
         self.assertEqual(self.run_verb("help"), 0)

@@ -350,7 +350,9 @@ class CheckTests(ControlTestCase):
             ("dnsservers", b"10.0.0.1", b"10.0.0.1:0"),
             ("dnsservers", b"10.0.0.1", b"[::1"),
             ("dnsservers", b"10.0.0.1", b"[::1]53"),
-            ("qmqpservers", b"10.0.0.1", b"10.0.0.1:628"),
+            ("qmqpservers", b"10.0.0.1", b"mx.test"),
+            ("qmqpservers", b"10.0.0.1:6280", b"10.0.0.1:0"),
+            ("qmqpservers", b"[2001:db8::1]:628", b"2001:db8::1:"),
         ]:
             self.write(name, bad if good is None else b"# comment\n\n" + good + b"\n" + bad + b"\n" + good + b"\n")
             error = self.one()

@@ -175,6 +175,19 @@ class SpawnerTests(TestCase):
         self.assertEqual(self.successResultOf(self.deliver()).letter, b"Z")
         self.assertFalse(is_open(self.fd))
 
+    async def test_nobody_connects_any_more(self) -> None:
+        """What waits is deferred, and so is what would have to wait; what runs goes on."""
+        waiting = self.deliver()
+        self.spawner.give_up()
+        self.assertEqual(self.successResultOf(waiting).letter, b"Z")
+        self.assertFalse(is_open(self.fd))
+        self.assertEqual(self.successResultOf(self.deliver()).letter, b"Z")
+        self.assertFalse(is_open(self.fd))
+        self.connect()
+        self.scripted.answers[b"joe@x.test"] = Report.success()
+        self.assertEqual((await self.deliver()).letter, b"K")
+        await self.spawner.stop()
+
     async def test_nul(self) -> None:
         self.connect()
         self.assertEqual((await self.deliver(b"joe\0@x.test")).letter, b"D")

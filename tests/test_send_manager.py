@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -354,6 +357,8 @@ class Signals(ManagerCase):
         self.remote.open[0][1].callback(Report.deferral(b"later\n"))
         self.manager.stopService()
         self.log()
+        self.queue.locked = False
+        self.manager = self.build()
         waiting: list[Deferred[None]] = []
         scan = self.queue.scan
 

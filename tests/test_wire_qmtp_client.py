@@ -6,7 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from qtwist.wire.qmtp_client import ANSWER_LIMIT, AnswerReader, head, tail
+from qtwist.wire.qmtp_client import ADDRESS_LIMIT, ANSWER_LIMIT, AnswerReader, head, tail
+from tests.test_wire_qmtp_server import Reader
+
+ADDRESSES = st.binary(max_size=ADDRESS_LIMIT)
 
 
 class PackageTests(SynchronousTestCase):
@@ -16,6 +19,20 @@ class PackageTests(SynchronousTestCase):
         wanted = b"19:\nSubject: x\n\nhello\n,3:a@b,6:3:c@d,,"
         self.assertEqual(head(len(message)) + message + tail(b"a@b", b"c@d"), wanted)
         self.assertEqual(head(0) + tail(b"", b"c@d"), b"1:\n,0:,6:3:c@d,,")
+
+    @given(st.binary(max_size=2000), ADDRESSES, ADDRESSES, st.integers(1, 500))
+    def test_read_back(self, message: bytes, sender: bytes, recipient: bytes, step: int) -> None:
+        """Our server reads message and envelope as they were, answers at the last octet, and its answer is read."""
+        package = head(len(message)) + message + tail(sender, recipient)
+        server = Reader().feed(package[:-1], step)
+        self.assertEqual(server.output, b"")
+        server.feed(package[-1:])
+        self.assertEqual(server.server.broken, "")
+        self.assertEqual((server.messages, server.recipients), ([message], [[recipient]]))
+        self.assertEqual(server.senders[0][0], sender)
+        reader = AnswerReader()
+        reader.receive(server.output)
+        self.assertEqual(reader.answer, (b"K", b"ok 1"))
 
 
 class AnswerTests(SynchronousTestCase):

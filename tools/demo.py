@@ -1,4 +1,4 @@
-"""`make demo`: a home in ./demo, a daemon on loopback, six messages that take every road, and where they went.
+"""`make demo`: a home in ./demo, a daemon on loopback, messages that take every road, and one read back by POP3.
 
     python -m tools.demo start | stop
 
@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import poplib
 import re
+import secrets
 import shutil
 import signal
 import smtplib
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from email.message import EmailMessage
 from typing import TextIO
 
@@ -73,6 +75,15 @@ def listening(port: int) -> bool:
 
 
 @attrs.frozen
+class Ports:
+    """Where the daemon and the host elsewhere listen, on loopback."""
+
+    smtp: int
+    pop3: int
+    sink: int
+
+
+@attrs.frozen
 class Place:
     """Where the demo lives and who runs it."""
 
@@ -98,16 +109,23 @@ class Place:
         return os.path.join(self.home, "mail", self.account.name)
 
     @property
+    def reader(self) -> str:
+        """Whose mail is read by POP3: a person made for it, who needs no account of the system."""
+        return "ann" if self.account.name != "ann" else "bea"
+
+    @property
     def sink(self) -> str:
         return os.path.join(self.root, "elsewhere")
 
-    def run(self, *command: str) -> None:
-        """Run a command as the account, what it prints put aside; SystemExit, with that, when it fails."""
+    def run(self, *command: str, text: str = "") -> None:
+        """Run a command as the account, `text` its input, what it prints put aside; SystemExit, with that, when it
+        fails."""
         done = subprocess.run(
             command,
             check=False,
             cwd=self.root,
             env=environment(),
+            input=text,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -222,22 +240,30 @@ def make_place() -> Place:
 # --- the play -------------------------------------------------------------------------------------------------------
 
 
-def prepare(place: Place, smtp: int, sink: int) -> None:
-    """Make the home and what the six messages need."""
+def prepare(place: Place, ports: Ports, password: str) -> None:
+    """Make the home, what the messages need, and somebody who reads mail by POP3."""
     user = place.account.name
     # It runs as the account, so the name is told only where passwd has none.
-    place.run(place.program("qtwist"), "init", place.home, "--me", ME, "--port", str(smtp), "--user", user)
-    print(f"made a home: qtwist init {place.home} --me {ME} --port {smtp}")
+    place.run(place.program("qtwist"), "init", place.home, "--me", ME, "--port", str(ports.smtp), "--user", user)
+    print(f"made a home: qtwist init {place.home} --me {ME} --port {ports.smtp}")
+    listen = os.path.join(place.home, "control", "listen")
+    with open(listen) as file:
+        served = file.read()
     for path, text in (
+        (listen, f"{served}pop3 tcp:{ports.pop3}:interface=127.0.0.1\n"),
         # The demo's client may send mail to elsewhere, and elsewhere is a sink on this machine.
         (os.path.join(place.home, "control", "relayclients"), "127.0.0.1\n"),
-        (os.path.join(place.home, "control", "smtproutes"), f"{ELSEWHERE}:127.0.0.1:{sink}\n"),
+        (os.path.join(place.home, "control", "smtproutes"), f"{ELSEWHERE}:127.0.0.1:{ports.sink}\n"),
         (os.path.join(place.mailbox, ".qmail-notes"), "./notes\n"),
         (os.path.join(place.mailbox, ".qmail-program"), PROGRAM_LINE),
         (os.path.join(place.mailbox, ".qmail-forward"), f"&{user}-notes@{ME}\n"),
     ):
         place.write(path, text)
-        print(f"wrote {os.path.relpath(path, place.home)}: {text.strip()}")
+        print(f"wrote {os.path.relpath(path, place.home)}: {', '.join(text.splitlines())}")
+    place.run(place.program("qtwist"), "user", "add", place.reader, "--home", place.home, text=f"{password}\n")
+    print(
+        f"gave {place.reader} an address, a mailbox and a password: qtwist user add {place.reader} --home {place.home}"
+    )
 
 
 def start_sink(place: Place, port: int) -> None:
@@ -255,13 +281,14 @@ def start_sink(place: Place, port: int) -> None:
         raise fail(f"the sink did not start; see {place.root}/sink.log")
 
 
-def start_daemon(place: Place, port: int) -> subprocess.Popen[bytes]:
+def start_daemon(place: Place, ports: Ports) -> subprocess.Popen[bytes]:
     process = place.start(
         "qtwist",
         place.log,
         *(place.program("twistd"), "-n", "--pidfile=", "qtwist", "--home", place.home),
     )
-    wait_for("the daemon to listen", lambda: listening(port) or process.poll() is not None)
+    served = (ports.smtp, ports.pop3)
+    wait_for("the daemon to listen", lambda: all(map(listening, served)) or process.poll() is not None)
     if process.poll() is not None:
         with open(place.log, errors="replace") as log:
             print(log.read())
@@ -270,21 +297,22 @@ def start_daemon(place: Place, port: int) -> subprocess.Popen[bytes]:
     return process
 
 
-def letters(user: str) -> Iterator[tuple[str, str, int]]:
-    """(recipient, what becomes of it, how many messages that makes in the queue) of the six."""
+def letters(user: str, reader: str) -> Iterator[tuple[str, str, int]]:
+    """(recipient, what becomes of it, how many messages that makes in the queue) of each that is sent."""
     yield f"{user}@{ME}", "into the Maildir", 1
     yield f"{user}-notes@{ME}", "an extension address: into an mbox, as .qmail-notes says", 1
     yield f"{user}-program@{ME}", "to a program, as .qmail-program says", 1
     yield f"{user}-forward@{ME}", "forwarded, as .qmail-forward says", 2
     yield f"someone@{ELSEWHERE}", "to a host elsewhere", 1
     yield f"{user}-nowhere@{ME}", "to nobody: it bounces", 2
+    yield f"{reader}@{ME}", "to somebody who reads by POP3", 1
 
 
 def send(place: Place, port: int, process: subprocess.Popen[bytes]) -> None:
-    """Send the six, one after another, and print qmail's log lines as they come."""
+    """Send the messages, one after another, and print qmail's log lines as they come."""
     user = place.account.name
     with open(place.log, errors="replace") as log, smtplib.SMTP("127.0.0.1", port, timeout=PATIENCE) as client:
-        for number, (recipient, fate, ends) in enumerate(letters(user), 1):
+        for number, (recipient, fate, ends) in enumerate(letters(user, place.reader), 1):
             message = EmailMessage()
             message["From"], message["To"] = f"{user}@{ME}", recipient
             message["Subject"] = f"{number}: {fate}"
@@ -319,7 +347,7 @@ def show(place: Place) -> None:
         return os.path.relpath(path, place.root)
 
     found = [
-        *sorted(glob.glob(os.path.join(place.mailbox, "Maildir", "new", "*"))),
+        *sorted(glob.glob(os.path.join(place.home, "mail", "*", "Maildir", "new", "*"))),
         os.path.join(place.mailbox, "notes"),
         os.path.join(place.mailbox, "program.out"),
         *sorted(glob.glob(os.path.join(place.sink, "*"))),
@@ -327,9 +355,42 @@ def show(place: Place) -> None:
     for path in found:
         print(f"\n{title(path)}")
         with open(path, errors="replace") as file:
-            for line in file:
-                if re.match(r"From |(Delivered-To|Return-Path|From|To|Subject): |for .* from ", line):
-                    print(f"  {line.rstrip()}")
+            show_lines(file, "  ")
+
+
+def show_lines(lines: Iterable[str], indent: str) -> None:
+    """Print those that tell one message from another."""
+    for line in lines:
+        if re.match(r"From |(Delivered-To|Return-Path|From|To|Subject): |for .* from ", line):
+            print(f"{indent}{line.rstrip()}")
+
+
+def read(place: Place, port: int, password: str) -> None:
+    """Read a mailbox by POP3 and print the dialogue. SystemExit when the message is not there."""
+
+    def log_in() -> tuple[poplib.POP3, list[tuple[str, bytes]]]:
+        client = poplib.POP3("127.0.0.1", port, timeout=PATIENCE)
+        answers = [("", client.getwelcome())]
+        answers.append((f"USER {place.reader}", client.user(place.reader)))
+        answers.append(("PASS ...", client.pass_(password)))
+        return client, answers
+
+    def there() -> bool:
+        client, _ = log_in()
+        count, _ = client.stat()
+        client.quit()
+        return count > 0
+
+    # A message of the current second is not listed yet (doc/pop3.md).
+    wait_for(f"a message for {place.reader}", there)
+    client, answers = log_in()
+    answers.append(("UIDL 1", client.uidl(1)))
+    reply, lines, _ = client.retr(1)
+    answers.append(("RETR 1", reply))
+    for command, answer in answers:
+        print(f"    {command:<8}  {answer.decode().rstrip()}")
+    show_lines((line.decode(errors="replace") for line in lines), " " * 14)
+    print(f"    {'QUIT':<8}  {client.quit().decode().rstrip()}")
 
 
 def start() -> None:
@@ -345,18 +406,22 @@ def start() -> None:
 
 
 def play(place: Place) -> None:
-    user = place.account.name
-    smtp, sink = free_port(2525), free_port()
-    prepare(place, smtp, sink)
-    start_sink(place, sink)
-    process = start_daemon(place, smtp)
-    print(f"\n--- six messages go in by SMTP; {place.log} says")
-    send(place, smtp, process)
+    ports = Ports(free_port(2525), free_port(2110), free_port())
+    password = secrets.token_urlsafe(9)
+    prepare(place, ports, password)
+    start_sink(place, ports.sink)
+    process = start_daemon(place, ports)
+    print(f"\n--- messages go in by SMTP; {place.log} says")
+    send(place, ports.smtp, process)
     print("\n--- where they are now")
     show(place)
+    print(f"\n--- {place.reader} reads by POP3")
+    read(place, ports.pop3, password)
     print(
         f"\nThe daemon still runs (process {process.pid}). Talk to it:\n"
-        f"  swaks --server 127.0.0.1:{smtp} --from you@{ME} --to {user}@{ME}      (or: nc 127.0.0.1 {smtp})\n"
+        f"  swaks --server 127.0.0.1:{ports.smtp} --from you@{ME} --to {place.reader}@{ME}\n"
+        f"  curl --user {place.reader}:{password} pop3://127.0.0.1:{ports.pop3}/1\n"
+        f"  nc 127.0.0.1 {ports.smtp}, nc 127.0.0.1 {ports.pop3}: the protocols by hand\n"
         f"  tail -f {place.log}\n"
         "Stop it:\n"
         "  make demo-stop"

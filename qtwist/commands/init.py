@@ -77,24 +77,36 @@ class Plan:
     def files(self) -> list[tuple[str, str]]:
         """(path below the home, contents) of all text files."""
         name, uid, gid = self.owner.name, self.owner.uid, self.owner.gid
-        labels = self.me.split(".")
-        cut = len(labels) > 2  # config-fast leaves a name of two labels as it is
         assign = (
             f"={name}:{name}:{uid}:{gid}:{self.mailbox_home}:::\n"
             f"+{name}-:{name}:{uid}:{gid}:{self.mailbox_home}:-::\n"
             ".\n"
         )
         return [
-            ("control/me", f"{self.me}\n"),
-            ("control/defaultdomain", ".".join(labels[1:] if cut else labels) + "\n"),
-            ("control/plusdomain", ".".join(labels[-2:]) + "\n"),
-            ("control/locals", f"{self.me}\n"),
-            ("control/rcpthosts", f"{self.me}\n"),
-            ("control/listen", "".join(f"{line}\n" for line in self.listen)),
-            ("control/defaultdelivery", "./Maildir/\n"),
-            *((f"alias/.qmail-{alias}", f"&{name}\n") for alias in ("postmaster", "mailer-daemon", "root")),
+            *control_files(self.me, self.listen),
+            *alias_files(f"&{name}"),
             ("users/assign", assign),
         ]
+
+
+def control_files(me: str, listen: Sequence[str]) -> list[tuple[str, str]]:
+    """(path below the home, contents) of the control files that a home begins with, as config-fast has them."""
+    labels = me.split(".")
+    cut = len(labels) > 2  # config-fast leaves a name of two labels as it is
+    return [
+        ("control/me", f"{me}\n"),
+        ("control/defaultdomain", ".".join(labels[1:] if cut else labels) + "\n"),
+        ("control/plusdomain", ".".join(labels[-2:]) + "\n"),
+        ("control/locals", f"{me}\n"),
+        ("control/rcpthosts", f"{me}\n"),
+        ("control/listen", "".join(f"{line}\n" for line in listen)),
+        ("control/defaultdelivery", "./Maildir/\n"),
+    ]
+
+
+def alias_files(instruction: str) -> list[tuple[str, str]]:
+    """The aliases that every home has (*Life with qmail* 2.8.4), all with the same line."""
+    return [(f"alias/.qmail-{alias}", f"{instruction}\n") for alias in ("postmaster", "mailer-daemon", "root")]
 
 
 def host_name(name: str) -> str:
@@ -160,20 +172,18 @@ def hand_over(path: str, owner: Owner) -> None:
         raise Refusal(f"{owner.name} cannot enter {path}: a folder above it is closed to that account")
 
 
-def check_place(plan: Plan) -> None:
-    """Refusal unless `plan.path` is free, empty, or already the home of the same name."""
+def check_place(path: str, me: str) -> None:
+    """Refusal unless `path` is free, empty, or already the home of the same name."""
     try:
-        entries = os.listdir(plan.path)
+        entries = os.listdir(path)
     except FileNotFoundError:
         return
-    if entries and not os.path.isdir(os.path.join(plan.path, "control")):
-        raise Refusal(
-            f"{plan.path} holds other things and is no home (no control/ in it): name a new or an empty folder"
-        )
-    with contextlib.suppress(FileNotFoundError), open(os.path.join(plan.path, "control", "me"), "rb") as file:
+    if entries and not os.path.isdir(os.path.join(path, "control")):
+        raise Refusal(f"{path} holds other things and is no home (no control/ in it): name a new or an empty folder")
+    with contextlib.suppress(FileNotFoundError), open(os.path.join(path, "control", "me"), "rb") as file:
         present = file.readline(1024).rstrip(b" \t\n")
-        if present != plan.me.encode():
-            raise Refusal(f"{plan.path}/control/me says {present.decode('ascii', 'replace')!r}, not {plan.me!r}")
+        if present != me.encode():
+            raise Refusal(f"{path}/control/me says {present.decode('ascii', 'replace')!r}, not {me!r}")
 
 
 def write_new(path: str, contents: bytes) -> bool:
@@ -199,12 +209,7 @@ def make_home(plan: Plan) -> list[tuple[str, str]]:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, mode)
     for name, text in plan.files():
-        path, contents = os.path.join(plan.path, name), os.fsencode(text)
-        if write_new(path, contents):
-            done.append(("wrote", name))
-        else:
-            with open(path, "rb") as file:
-                done.append(("kept" if file.read(len(contents) + 1) == contents else "kept (it differs)", name))
+        done.append((write_once(os.path.join(plan.path, name), os.fsencode(text)), name))
     assign, database = (os.path.join(plan.path, "users", name) for name in ("assign", "cdb"))
     if os.path.lexists(database):
         done.append(("kept", "users/cdb"))
@@ -216,15 +221,26 @@ def make_home(plan: Plan) -> list[tuple[str, str]]:
         except AssignError as error:
             raise Refusal(f"{assign}: {error}") from None
         done.append(("wrote", "users/cdb"))
-    queue = os.path.join(plan.path, "queue")
-    # The trigger is the last thing that create_queue makes. A whole queue is left alone: it may be split otherwise.
-    if os.path.lexists(os.path.join(queue, "lock", "trigger")):
-        open_layout(queue, RealDisk())
-        done.append(("kept", "queue/"))
-    else:
-        create_queue(queue)
-        done.append(("made", "queue/"))
+    done.append((make_queue(os.path.join(plan.path, "queue")), "queue/"))
     return done
+
+
+def write_once(path: str, contents: bytes) -> str:
+    """Write a file unless there is one: ``wrote``, ``kept``, or ``kept (it differs)``."""
+    if write_new(path, contents):
+        return "wrote"
+    with open(path, "rb") as file:
+        return "kept" if file.read(len(contents) + 1) == contents else "kept (it differs)"
+
+
+def make_queue(path: str) -> str:
+    """Make a queue unless there is one: ``made`` or ``kept``. LayoutError for what is there and is none."""
+    # The trigger is the last thing that create_queue makes. A whole queue is left alone: it may be split otherwise.
+    if os.path.lexists(os.path.join(path, "lock", "trigger")):
+        open_layout(path, RealDisk())
+        return "kept"
+    create_queue(path)
+    return "made"
 
 
 def next_steps(plan: Plan, as_root: bool) -> str:
@@ -288,7 +304,7 @@ def main(argv: Sequence[str]) -> int:
         os.umask(0o022)
         if as_root:
             hand_over(plan.path, plan.owner)
-        check_place(plan)
+        check_place(plan.path, plan.me)
         done = make_home(plan)
         wrong = Control(os.path.join(plan.path, "control")).check()
     except (Refusal, LayoutError) as error:

@@ -18,7 +18,7 @@ NAME
     qtwist install-links - make links to the commands in a directory
 
 SYNOPSIS
-    qtwist install-links [--force] DIR [COMMAND ...]
+    qtwist install-links [--force] [--null-client] DIR [COMMAND ...]
 
 DESCRIPTION
     Makes a symbolic link in DIR, such as /var/qmail/bin, to each command of
@@ -31,8 +31,10 @@ DESCRIPTION
     else of the same name stays, too, and is told.
 
 OPTIONS
-    --force  put links in the place of other files; a file that is no link is
-             kept as COMMAND.before-qtwist
+    --force        put links in the place of other files; a file that is no link
+                   is kept as COMMAND.before-qtwist
+    --null-client  qmail-queue is a link to qmail-qmqpc: all that is sent here
+                   goes to the servers of control/qmqpservers
 
 EXIT CODES
     0    all links are there
@@ -44,7 +46,7 @@ _PROG = "qtwist install-links"
 _KEPT = ".before-qtwist"
 
 
-class _InTheWay(Exception):
+class InTheWay(Exception):
     """Something else has the name of a link."""
 
 
@@ -52,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     answer_help(arguments, USAGE)
-    force = "--force" in arguments
-    arguments = [argument for argument in arguments if argument != "--force"]
+    force, null_client = ("--force" in arguments), ("--null-client" in arguments)
+    arguments = [argument for argument in arguments if argument not in ("--force", "--null-client")]
     if not arguments or arguments[0].startswith("-"):
-        die(_PROG, PERMANENT, "usage: qtwist install-links [ --force ] dir [ command ... ]")
+        die(_PROG, PERMANENT, "usage: qtwist install-links [ --force ] [ --null-client ] dir [ command ... ]")
     directory, *wanted = arguments
     present = dict(installed())
     if not present:
@@ -63,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in wanted:
         if name not in present:
             die(_PROG, PERMANENT, f"fatal: there is no command {name}; there are {', '.join(sorted(present))}")
+    if null_client:
+        present["qmail-queue"] = present["qmail-qmqpc"]
     code = 0
     try:
         os.makedirs(directory, exist_ok=True)
@@ -70,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 done = link(present[name], os.path.join(directory, name), force)
                 put(_PROG, b"%b %b\n" % (done, shown(os.path.join(directory, name))))
-            except _InTheWay:
+            except InTheWay:
                 say(f"{_PROG}: ", f"{os.path.join(directory, name)} is something else; --force replaces it")
                 code = PERMANENT
     except OSError as error:
@@ -98,14 +102,14 @@ def installed() -> Iterator[tuple[str, str]]:
 
 
 def link(target: str, path: str, force: bool) -> bytes:
-    """Make the link `path` to `target`; ``kept``, ``made`` or ``replaced``. _InTheWay, OSError."""
+    """Make the link `path` to `target`; ``kept``, ``made`` or ``replaced``. InTheWay, OSError."""
     if not os.path.lexists(path):
         os.symlink(target, path)
         return b"made"
     if os.path.realpath(path) == os.path.realpath(target):
         return b"kept"
     if not force:
-        raise _InTheWay
+        raise InTheWay
     if not os.path.islink(path):
         os.rename(path, path + _KEPT)
     temporary = f"{path}.{os.getpid()}"

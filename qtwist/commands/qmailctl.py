@@ -11,7 +11,7 @@ from qtwist.commands import qread
 from qtwist.commands.base import PERMANENT, TEMPORARY, answer_help, die, home, say
 from qtwist.commands.qstat import report
 from qtwist.commands.streams import put
-from qtwist.commands.supervision import Manager, System, Trouble, find
+from qtwist.commands.supervision import Manager, System, Trouble, Unit, daemon, find, role_processes
 from qtwist.commands.tcpok import clear
 from qtwist.commands.tcprules import compile_text
 
@@ -34,6 +34,8 @@ DESCRIPTION
     alarm     the same
     reload    reread locals and virtualdomains, and open the log file anew
     hup       the same
+    upgrade   replace the servers by new ones with the code as it is now; the
+              ports stay open, and clients end what they have begun
     queue     how much is in the queue, and what
     cdb       compile the rules about clients, tcp.smtp, to tcp.smtp.cdb
     help      print this
@@ -43,7 +45,8 @@ DESCRIPTION
     the service directory (in /service, /etc/service or /var/service) or the
     unit (qtwist.service while it does not run) is the one that this process
     belongs to. A daemon that looks after itself is started with twistd: by
-    root under the account that owns the queue, with its log in syslog; by that
+    root with its log in syslog and log/send, as roles of their own accounts if
+    the home is root's, else under the account that owns the queue; by that
     account with its log in log/twistd and log/send.
 
     For cdb the rules are in control/tcp.smtp of the home, if that is there,
@@ -80,10 +83,12 @@ class _Control:
 
     def stop(self) -> None:
         _tell("Stopping the mail system.")
+        self._signal_roles(signal.SIGCONT)  # those that are paused could not end
         self._manager().stop()
 
     def restart(self) -> None:
         _tell("Restarting the mail system.")
+        self._signal_roles(signal.SIGCONT)
         self._manager().restart()
 
     def stat(self) -> None:
@@ -93,10 +98,14 @@ class _Control:
 
     def pause(self) -> None:
         _tell("Pausing the mail system.")
-        self._manager().signal(signal.SIGSTOP)
+        manager = self._manager()
+        # systemd would take a supervisor that is paused for dead; the roles are what works.
+        if not (self._signal_roles(signal.SIGSTOP) and isinstance(manager, Unit)):
+            manager.signal(signal.SIGSTOP)
 
     def cont(self) -> None:
         _tell("Continuing the mail system.")
+        self._signal_roles(signal.SIGCONT)
         self._manager().signal(signal.SIGCONT)
 
     def flush(self) -> None:
@@ -107,6 +116,27 @@ class _Control:
     def reload(self) -> None:
         _tell("Rereading locals and virtualdomains.")
         self._manager().signal(signal.SIGHUP)
+
+    def upgrade(self) -> None:
+        _tell("Replacing the servers.")
+        pid = daemon(self._home, self._system)
+        if pid is None:
+            raise Trouble("the daemon does not run")
+        if not role_processes(self._home, self._system):
+            raise Trouble("the daemon is one process: `qmailctl restart` starts it with the code of now")
+        self._system.kill(pid, signal.SIGUSR1)
+
+    def _signal_roles(self, number: int) -> int:
+        """Send a signal to the processes of the roles, where there are some; how many there are."""
+        roles = role_processes(self._home, self._system)
+        for pid in roles:
+            try:
+                self._system.kill(pid, number)
+            except ProcessLookupError:
+                continue
+            except OSError as error:
+                raise Trouble(f"unable to signal process {pid}: {error.strerror}") from error
+        return len(roles)
 
     def queue(self) -> None:
         self._count()
@@ -142,6 +172,7 @@ VERBS: dict[str, Callable[[_Control], None]] = {
     "alarm": _Control.flush,
     "reload": _Control.reload,
     "hup": _Control.reload,
+    "upgrade": _Control.upgrade,
     "queue": _Control.queue,
     "cdb": _Control.cdb,
     "help": _Control.help,

@@ -16,6 +16,8 @@ VERBS = {
     "init": ("qtwist.commands.init", "make a home: control files, queue, aliases and a first mailbox"),
     "queue": ("qtwist.commands.steer", "look at the queue, hold, retry, fail and drop messages"),
     "user": ("qtwist.commands.user", "give people an address and a password, and take them back"),
+    "install": ("qtwist.commands.install", "as root: accounts, the home of a whole host, and what starts the daemon"),
+    "unit": ("qtwist.commands.unit", "print the unit for systemd"),
     "install-links": ("qtwist.commands.install_links", "make links to the commands in a directory"),
 }
 

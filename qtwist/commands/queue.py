@@ -11,7 +11,9 @@ from qtwist.queue.client import BAD_ENVELOPE, CUSTOM, NO_MEMORY, TIMEOUT, QueueR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    Envelope = Callable[[], tuple[bytes, Sequence[bytes]]]
 
 USAGE = """\
 NAME
@@ -28,7 +30,9 @@ DESCRIPTION
 
     The message goes through the queue's door, the socket HOME/run/queue. When
     the daemon is not running, it is written to the queue's directories by
-    those who may do that, root for example; others get the code 56.
+    those who may do that, root for example; others get the code 56. In a home
+    without a queue it goes to the servers of control/qmqpservers, as with
+    qmail-qmqpc.
 
     Nothing is printed. Other programs are meant to use this one; people use
     qmail-inject or sendmail.
@@ -67,10 +71,15 @@ class _ReadTrouble(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     answer_help(sys.argv[1:] if argv is None else argv, USAGE)
+    # Who may run this decides nothing about whom it runs: $QMAILQUEUE is for its callers.
+    return hand_in(lambda message, envelope: submit_later(home(), message, envelope, {}))
+
+
+def hand_in(submit: Callable[[Iterable[bytes], Envelope], int]) -> int:
+    """Give the message on descriptor 0 and the envelope on descriptor 1 to `submit`; the exit code (§6.3)."""
     _prepare_signals()
     try:
-        # Who may run this decides nothing about whom it runs: $QMAILQUEUE is for its callers.
-        submit_later(home(), _blocks(0), _read_envelope, {})
+        submit(_blocks(0), _read_envelope)
     except QueueRefused as error:
         if error.code == CUSTOM:
             return REFUSED_FOR_GOOD if error.letter == b"D" else REFUSED_FOR_NOW

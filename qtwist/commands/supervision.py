@@ -28,6 +28,11 @@ PATIENCE = 90.0
 
 PAUSE = 0.05
 
+#: How long a daemon may take until it works on its queue (seconds).
+START_PATIENCE = 60.0
+
+_ROLE = b"qtwist.processes.role"
+
 _LETTERS = {signal.SIGSTOP: b"p", signal.SIGCONT: b"c", signal.SIGALRM: b"a", signal.SIGHUP: b"h"}
 
 # What a daemon that we start keeps of our environment.
@@ -69,8 +74,83 @@ class System:
 
 
 def daemon(home: str, system: System) -> int | None:
-    """The process id of the daemon that works on the queue of `home`, None while there is none."""
-    return lock_holder(os.path.join(home, "queue", "lock", "sendmutex"), system) or _by_pid_file(home, system)
+    """The process id of the daemon that works on the queue of `home`, None while there is none.
+
+    For one that was started as root that is the supervisor.
+    """
+    pid = lock_holder(os.path.join(home, "queue", "lock", "sendmutex"), system) or _remote_role(home, system)
+    return _by_pid_file(home, system) if pid is None else _lspawn_and_supervisor(pid, system)[1] or pid
+
+
+def role_processes(home: str, system: System) -> list[int]:
+    """The processes of a daemon's roles; none for a daemon that is one process."""
+    pid = lock_holder(os.path.join(home, "queue", "lock", "sendmutex"), system) or _remote_role(home, system)
+    lspawn = None if pid is None else _lspawn_and_supervisor(pid, system)[0]
+    if lspawn is None:
+        return []
+    return [one for one in _processes(system) if _parent(one, system) == lspawn and _ROLE in _words(one, system)]
+
+
+def _lspawn_and_supervisor(pid: int, system: System) -> tuple[int | None, int | None]:
+    """For a role, the process that started it and the one that watches over it; else (None, None)."""
+    lspawn = _parent(pid, system)
+    if lspawn is None or not any(word.endswith(b"/qtwist/local/lspawn.py") for word in _words(lspawn, system)):
+        return None, None
+    supervisor = _parent(lspawn, system)
+    # The user id: nobody else's process can pass for lspawn. The word: an lspawn whose supervisor died is init's child.
+    if supervisor is None or _owner(lspawn, system) != 0 or b"qtwist" not in _words(supervisor, system):
+        return None, None
+    return lspawn, supervisor
+
+
+def _remote_role(home: str, system: System) -> int | None:
+    """The role that is there while the queue manager, which holds the lock, is being started again."""
+    try:
+        account = os.stat(os.path.join(home, "queue", "lock", "tcpto")).st_uid
+    except OSError:
+        return None
+    for pid in _processes(system):
+        words = _words(pid, system)
+        if _ROLE in words and words[words.index(_ROLE) + 1 :] == [b"rspawn", os.fsencode(home)]:
+            return pid if _owner(pid, system) == account else None
+    return None
+
+
+def _processes(system: System) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(system.proc) if name.isdecimal()]
+    except OSError:
+        return []
+
+
+def _words(pid: int, system: System) -> list[bytes]:
+    """The command line of a process."""
+    try:
+        with open(os.path.join(system.proc, str(pid), "cmdline"), "rb") as file:
+            return file.read(65536).rstrip(b"\0").split(b"\0")
+    except OSError:
+        return []
+
+
+def _owner(pid: int, system: System) -> int | None:
+    try:
+        return os.stat(os.path.join(system.proc, str(pid))).st_uid
+    except OSError:
+        return None
+
+
+def _parent(pid: int, system: System) -> int | None:
+    fields = _stat(pid, system)
+    return int(fields[1]) if fields else None
+
+
+def _stat(pid: int, system: System) -> list[str]:
+    """What /proc says of a process, from its state on; nothing when it is gone."""
+    try:
+        with open(os.path.join(system.proc, str(pid), "stat"), encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def pid_file(home: str) -> str:
@@ -129,9 +209,8 @@ def _by_pid_file(home: str, system: System) -> int | None:
 
 def process_state(pid: int, system: System) -> tuple[bool, int]:
     """Whether a process is paused, and for how many seconds it has run; (False, 0) where that cannot be told."""
+    fields = _stat(pid, system)
     try:
-        with open(os.path.join(system.proc, str(pid), "stat"), encoding="ascii", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
         with open(os.path.join(system.proc, "uptime"), encoding="ascii") as file:
             uptime = float(file.read().split()[0])
         return fields[0] in "Tt", max(int(uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")), 0)
@@ -148,6 +227,7 @@ class Alone:
     def __init__(self, home: str, pid: int | None, system: System) -> None:
         self.name = home
         self.pid = pid
+        self.roles: list[int] = []  # its processes, where it has some
         self._system = system
 
     def start(self) -> None:
@@ -155,13 +235,18 @@ class Alone:
         if self.pid is not None:
             return
         home = self.name
-        arguments = [*_twistd(), *_placement(home), "qtwist", "--home", home]
+        arguments = [*twistd_command(), *_placement(home), "qtwist", "--home", home]
         kept = [name for name in os.environ if name in _KEPT or name.startswith(_KEPT_PREFIXES)]
         environ = {name: os.environ[name] for name in kept}
         code = self._system.start(arguments, environ)
         if code != 0:
             raise Trouble("the daemon did not start")
-        self.pid = daemon(home, self._system)
+        deadline = time.monotonic() + START_PATIENCE
+        while (pid := daemon(home, self._system)) is None:
+            if time.monotonic() > deadline:
+                raise Trouble("the daemon has not come up; its log says why")
+            time.sleep(PAUSE)
+        self.pid = pid
 
     def stop(self) -> None:
         """End the daemon, and wait until it has ended. Trouble if that takes too long."""
@@ -170,7 +255,7 @@ class Alone:
         self.signal(signal.SIGTERM)
         self.signal(signal.SIGCONT)  # one that is paused could not end
         deadline = time.monotonic() + PATIENCE
-        while daemon(self.name, self._system) == self.pid:
+        while daemon(self.name, self._system) == self.pid or _stat(self.pid, self._system)[:1] not in ([], ["Z"]):
             if time.monotonic() > deadline:
                 raise Trouble(f"process {self.pid} has not ended yet: a delivery is still running; it will end with it")
             time.sleep(PAUSE)
@@ -196,6 +281,7 @@ class Alone:
         if self.pid is None:
             return [f"{self.name}: down"]
         paused, seconds = process_state(self.pid, self._system)
+        paused = paused or any(process_state(pid, self._system)[0] for pid in self.roles)
         return [f"{self.name}: up (pid {self.pid}) {seconds} seconds{', paused' if paused else ''}"]
 
 
@@ -234,7 +320,7 @@ class Supervised:
         self._control(b"u")
 
     def stop(self) -> None:
-        self._control(b"dc")
+        self._control(b"dc")  # one that is paused could not end
 
     def restart(self) -> None:
         self._control(b"tcu")
@@ -312,8 +398,12 @@ def find(home: str, system: System, environ: Mapping[str, str]) -> Manager:
     if os.path.isdir(system.systemd):
         unit = _own_unit(pid, system) if pid is not None else _waiting_unit(home, system)
         if unit is not None:
-            return Unit(unit, pid, system)
-    return Alone(home, pid, system)
+            manager: Alone = Unit(unit, pid, system)
+            manager.roles = role_processes(home, system)
+            return manager
+    manager = Alone(home, pid, system)
+    manager.roles = role_processes(home, system)
+    return manager
 
 
 def _directories(root: str) -> list[str]:
@@ -358,10 +448,12 @@ def _waiting_unit(home: str, system: System) -> str | None:
 # Starting it ourselves.
 
 
-def _twistd() -> list[str]:
-    beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "twistd")
-    if os.access(beside, os.X_OK):
-        return [beside]
+def twistd_command() -> list[str]:
+    """How to start twistd: the one beside this command, else this Python's."""
+    for command in (os.path.abspath(sys.argv[0]), os.path.realpath(sys.argv[0])):  # the latter behind a link
+        beside = os.path.join(os.path.dirname(command), "twistd")
+        if os.access(beside, os.X_OK):
+            return [beside]
     return [sys.executable, "-c", "import sys; sys.argv[0] = 'twistd'; from twisted.scripts.twistd import run; run()"]
 
 
@@ -375,9 +467,12 @@ def _placement(home: str) -> list[str]:
             os.unlink(pid_file(home))
         return ["--pidfile", pid_file(home), "--logfile", os.path.join(home, "log", "twistd")]
     try:
+        if os.stat(home).st_uid == 0:
+            # The roles take on their accounts by themselves.
+            return ["--pidfile=", "--syslog", "--prefix", "qtwist"]
         owner = os.stat(os.path.join(home, "queue"))
     except OSError as error:
-        raise Trouble(f"{home}/queue: {error.strerror}") from error
+        raise Trouble(f"{error.filename}: {error.strerror}") from error
     if owner.st_uid == 0:
         raise Trouble(f"{home}/queue belongs to root, and no mail is delivered as root: give it to an ordinary account")
     # Root writes no file where another account could have put a link.

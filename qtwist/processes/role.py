@@ -8,11 +8,13 @@ supervisor, who says what there is to do:
 ``local``        with a packet socket: local deliveries go there (``send``)
 ``remote``       with a packet socket: remote deliveries go there (``send``)
 ``sender``       with a packet socket: the queue manager asks for deliveries there (``rspawn``)
+``logins``       with a packet socket: a server asks for logins there (``auth``), or the other end of it (servers)
+``mailboxes``    with a packet socket: lspawn opens mailboxes there (``auth``)
 ``start``        begin; answered with ``ready``, or ``failed`` and a text
 ``hup alrm stop``  as the signals are for the whole daemon
 ===============  ==========================================================================
 
-When the supervisor is gone, the role stops.
+When the supervisor is gone, the role stops, within seconds.
 """
 
 from __future__ import annotations
@@ -25,12 +27,17 @@ import sys
 from typing import Any, NoReturn
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.logger import FileLogObserver, LogEvent, Logger, LogLevel, formatEvent, globalLogBeginner
 from twisted.python.failure import Failure
 
-from qtwist.control import ControlError
+from qtwist.auth.mailboxes import Mailboxes
+from qtwist.auth.making import make_authenticator
+from qtwist.commands.base import write_all
+from qtwist.control import Control, ControlError
+from qtwist.events import SWITCH, Events
 from qtwist.home import SERVED, Home
+from qtwist.processes.logins import LoginClient, LoginServer, MailboxOpener
 from qtwist.processes.packets import PacketConnection
 from qtwist.processes.spawners import ProcessSpawner, SpawnerServer, from_exit_code, from_letter
 from qtwist.queue.entrance import DoorQueue
@@ -39,6 +46,13 @@ from qtwist.roles import SendService, ServerService, StartError
 
 #: Descriptors that a role asks for.
 DESCRIPTORS = 8192
+
+#: Octets of memory that a role may use, unless control/softlimit says otherwise: one that takes mail or talks to other
+#: hosts. The queue manager needs what its queue needs.
+MEMORY = 512 * 1024 * 1024
+
+#: Seconds that a role goes on with what it does when its supervisor has died: it holds the ports, or the queue.
+ORPHAN_PATIENCE = 5.0
 
 _SUPERVISOR = 3
 _log = Logger()
@@ -68,6 +82,8 @@ class ServerRole(Role):
     def __init__(self, home: Home, role: str, share: int) -> None:
         super().__init__(home)
         home.queue = DoorQueue(home.path, home.reactor)  # type: ignore[assignment]  # an entrance is all a server needs
+        self._logins = LoginClient(home.reactor)
+        home.authenticator = self._logins  # type: ignore[assignment]  # it has what a server asks of one
         self._service: ServerService = home.server(role)
         self._service.factory.share = share
 
@@ -76,6 +92,9 @@ class ServerRole(Role):
             [fd] = fds
             with socket.socket(fileno=os.dup(fd)) as listening:
                 self._service.adopt(listening)
+        elif word == "logins":
+            [fd] = fds
+            self._logins.connect(socket.socket(fileno=os.dup(fd)))
 
     def start(self) -> None:
         self._service.startService()
@@ -115,6 +134,9 @@ class SendRole(Role):
         self._services.startService()
 
     def stop(self) -> Deferred[None]:
+        # The queue manager ends when its deliveries have: none may wait for a process that will not be started again.
+        for spawner in self._spawners.values():
+            spawner.give_up()
         return maybeDeferred(self._services.stopService)
 
 
@@ -134,6 +156,31 @@ class RemoteRole(Role):
         return self._spawner.stop()
 
 
+class AuthRole(Role):
+    """Checks passwords for the servers, and has lspawn open the mailboxes."""
+
+    def __init__(self, home: Home) -> None:
+        super().__init__(home)
+        self._opener = MailboxOpener(home.reactor)
+        self._mailboxes = Mailboxes(home.path)
+
+    def told(self, word: str, fds: list[int]) -> None:
+        if word == "mailboxes":
+            [fd] = fds
+            self._opener.connect(socket.socket(fileno=os.dup(fd)))
+        elif word == "logins":
+            [fd] = fds
+            sock = socket.socket(fileno=os.dup(fd))
+            LoginServer(self.home.reactor, sock, self._authenticator, self._mailboxes, self._opener.open)
+
+    def start(self) -> None:
+        home = self.home
+        self._authenticator = make_authenticator(home.control, home.path, home.reactor)
+
+    def stop(self) -> Deferred[None]:
+        return succeed(None)
+
+
 class RoleProcess:
     """A role under its supervisor."""
 
@@ -143,7 +190,7 @@ class RoleProcess:
         self._started = False
         self._stopping = False
         self.failed = False
-        self._supervisor = PacketConnection(reactor, socket.socket(fileno=_SUPERVISOR), self._told, self._stop)
+        self._supervisor = PacketConnection(reactor, socket.socket(fileno=_SUPERVISOR), self._told, self._orphaned)
 
     def _told(self, packet: bytes, fds: list[int]) -> None:
         word = packet.decode("ascii")
@@ -169,6 +216,12 @@ class RoleProcess:
             self._started = True
             self._supervisor.send(b"ready")
 
+    def _orphaned(self) -> None:
+        """The supervisor has died. Whoever starts the daemon again must not wait for a slow host of ours to end: what
+        still runs after a while is cut off, as by a crash."""
+        self._reactor.callLater(ORPHAN_PATIENCE, os._exit, 1)
+        self._stop()
+
     def _stop(self) -> None:
         if self._stopping or self.failed:
             return
@@ -189,6 +242,8 @@ def make_role(name: str, home: Home, options: list[str]) -> Role:
         return SendRole(home, frozenset(map(int, options)))
     if name == "rspawn":
         return RemoteRole(home)
+    if name == "auth":
+        return AuthRole(home)
     [share] = options
     return ServerRole(home, {make: role for role, make in SERVED.items()}[name], int(share))
 
@@ -209,6 +264,20 @@ def log_to_stderr() -> None:
     globalLogBeginner.beginLoggingTo([FileLogObserver(sys.stderr, line)], redirectStandardIO=False)
 
 
+def limit_memory(control: Control, name: str) -> None:
+    """Bound what this process may allocate, by control/softlimit (0 is no bound) or :data:`MEMORY`.
+
+    RLIMIT_DATA rather than RLIMIT_AS: threads and the allocator reserve far more addresses than they use.
+    """
+    given = control.map("softlimit")
+    value = None if given is None else given.get(name.encode())
+    octets = (0 if name == "send" else MEMORY) if value is None else int(value)
+    if octets:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        octets = octets if hard == resource.RLIM_INFINITY else min(octets, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (octets, octets))
+
+
 def main() -> NoReturn:
     """ROLE HOME and its options: user ids of servers for send, the number of processes of its kind for a server."""
     from twisted.internet import reactor
@@ -218,8 +287,14 @@ def main() -> NoReturn:
     os.umask(0o077)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS if hard < 0 else min(DESCRIPTORS, hard), hard))
-    log_to_stderr()
-    process = RoleProcess(make_role(name, Home(path), options), reactor)
+    home = Home(path)
+    if SWITCH in os.environ:
+        home.events = Events(lambda line: write_all(2, line))
+        globalLogBeginner.beginLoggingTo([home.events], redirectStandardIO=False)
+    else:
+        log_to_stderr()
+    limit_memory(home.control, name)
+    process = RoleProcess(make_role(name, home, options), reactor)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGALRM, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a terminal's signals are for the supervisor
     reactor.run(installSignalHandlers=False)  # type: ignore[attr-defined,call-arg]

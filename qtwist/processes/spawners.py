@@ -39,7 +39,8 @@ class ProcessSpawner:
     """A spawner at the other end of a packet socket.
 
     Until :meth:`connect` was called, deliveries wait. When the other end dies, what runs there is a deferral, and the
-    next ones wait for another :meth:`connect`. `meaning` turns a reply into a report.
+    next ones wait for another :meth:`connect`, unless :meth:`give_up` was called. `meaning` turns a reply into a
+    report.
     """
 
     def __init__(self, limit: int, reactor: Any, meaning: Callable[[int, bytes], Report]) -> None:
@@ -50,6 +51,7 @@ class ProcessSpawner:
         self._numbers = count(1)
         self._running: dict[int, Deferred[Report]] = {}
         self._waiting: deque[tuple[Delivery, Deferred[Report]]] = deque()
+        self._hopeless = False  # nobody will call connect
         self._stopping: Deferred[None] | None = None
 
     def connect(self, sock: socket.socket) -> None:
@@ -63,7 +65,7 @@ class ProcessSpawner:
 
     def deliver(self, delivery: Delivery) -> Deferred[Report]:
         """As ISpawner says."""
-        if self._stopping is not None:
+        if self._stopping is not None or (self._hopeless and self._connection is None):
             os.close(delivery.fd)
             return succeed(_STOPPING)
         result: Deferred[Report] = Deferred()
@@ -73,13 +75,18 @@ class ProcessSpawner:
             self._ask(delivery, result)
         return result
 
-    def stop(self) -> Deferred[None]:
-        """As ISpawner says; what waits for a process is deferred."""
-        self._stopping = Deferred()
+    def give_up(self) -> None:
+        """Nobody will call :meth:`connect` any more: what waits for a process is deferred. What runs goes on."""
+        self._hopeless = True
         while self._waiting:
             delivery, result = self._waiting.popleft()
             os.close(delivery.fd)
             result.callback(_STOPPING)
+
+    def stop(self) -> Deferred[None]:
+        """As ISpawner says; what waits for a process is deferred."""
+        self._stopping = Deferred()
+        self.give_up()
         self._check_stopped()
         return self._stopping
 

@@ -7,6 +7,7 @@ it had run; without lspawn nothing can be started, so its end is the end of the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -27,6 +28,7 @@ from twisted.python.failure import Failure
 
 import qtwist
 from qtwist.control import CONTROL_FILES
+from qtwist.events import SWITCH
 from qtwist.home import SERVED, Home
 from qtwist.local import lspawn
 from qtwist.processes.accounts import RoleAccount, find_accounts
@@ -42,6 +44,9 @@ LONGEST_DELAY = 60.0
 RECOVERED = 60.0
 #: Seconds that servers get to end, beyond what they allow their clients; then they are killed.
 PATIENCE = 60.0
+
+#: Servers whose clients log in.
+LOGGING_IN = ("pop3d",)
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _log = Logger(namespace="qtwist.supervisor")
@@ -184,21 +189,37 @@ class Process:
             self._supervisor.has_failed(self, packet[7:].decode("utf-8", "replace"))
 
     def _say(self, line: bytes) -> None:
-        text = line.decode("utf-8", "backslashreplace")
-        _log.info("{role}[{pid}] {text}", role=self.kind.name, pid=self.pid, text=text)
+        about: dict[str, Any] = {"role": self.kind.name, "pid": self.pid}
+        text, events, is_event = line.decode("utf-8", "backslashreplace"), self._supervisor.home.events, False
+        if events is not None and line.startswith(b"{"):
+            with contextlib.suppress(ValueError, RecursionError):
+                event = json.loads(line)
+                events.take({**event, **about})
+                is_event = True
+                if event.get("level") in ("debug", "") or event.get("namespace") == "qtwist.send":
+                    return
+                text = f"[{event.get('level')}] {event.get('text')}"
+                if "traceback" in event:
+                    text += f"\n{event['traceback']}"
+        _log.info("{role}[{pid}] {text}", text=text, is_passed_on=is_event, **about)
 
 
 class Supervisor(Service):
     """The roles of a home, each under its account.
 
     `give_up` is called when the daemon cannot go on: with a text when it never got up, with None when lspawn is lost;
-    `ready` once, when all roles run.
+    `ready` once, when all roles run. With `open_events`, which is called as qmaill, roles send their events as JSON.
     """
 
     name = "supervisor"
 
     def __init__(
-        self, home: Home, pidfile: str | None, give_up: Callable[[str | None], None], ready: Callable[[], None]
+        self,
+        home: Home,
+        pidfile: str | None,
+        give_up: Callable[[str | None], None],
+        ready: Callable[[], None],
+        open_events: Callable[[], None] | None = None,
     ) -> None:
         self.home = home
         self.reactor = home.reactor
@@ -206,6 +227,7 @@ class Supervisor(Service):
         self._pidfile = os.path.abspath(pidfile) if pidfile else None
         self._give_up = give_up
         self._ready = ready
+        self._open_events = open_events
         self._waited_for: set[Process] = set()  # have not said yet that they are ready
         self._accounts: dict[str, RoleAccount] = {}
         self.processes: list[Process] = []
@@ -228,6 +250,8 @@ class Supervisor(Service):
         check_trusted(home)
         claim(home, self._accounts)
         environ = role_environment()
+        if self._open_events is not None:
+            environ[SWITCH] = "1"
         kinds = self._kinds()
         self.processes = [Process(self, kind) for kind, number in kinds for _ in range(number)]
         self._waited_for = set(self.processes)
@@ -259,8 +283,6 @@ class Supervisor(Service):
         with self._lspawn_process.stdin as pipe:
             pipe.write(json.dumps(config).encode())
         self._lspawn_socket = ours
-        if home.maillog is not None:
-            self._log_file = LogFile(home.maillog)
 
     def _kinds(self) -> list[tuple[Kind, int]]:
         """What to start, and how many of each."""
@@ -277,6 +299,8 @@ class Supervisor(Service):
                     port.stopReading()  # type: ignore[attr-defined]  # the clients are for the workers
                 sockets = tuple(port.socket for port in ports)  # type: ignore[attr-defined]
                 kinds.append((Kind(name, server, (str(number),), sockets), number))
+        if any(kind.name in LOGGING_IN for kind, _ in kinds):
+            kinds.insert(0, (Kind("auth", accounts["qmailp"]), 1))
         return kinds
 
     # As qmaill
@@ -287,6 +311,15 @@ class Supervisor(Service):
         os.setgroups(account.groups)
         os.setresgid(account.gid, account.gid, account.gid)
         os.setresuid(account.uid, account.uid, account.uid)
+        if self.home.maillog is not None:
+            try:
+                self._log_file = LogFile(self.home.maillog)
+            except OSError as error:
+                raise StartError(
+                    f"{self.home.maillog}: {error.strerror}, expected a log file that {account.name} may append to"
+                ) from error
+        if self._open_events is not None:
+            self._open_events()
         self._lspawn = PacketConnection(self.reactor, self._lspawn_socket, self._lspawn_said, self._lspawn_lost)
         # The queue manager first: the servers need its door.
         for process in self.processes:
@@ -380,6 +413,13 @@ class Supervisor(Service):
         elif kind == "rspawn":
             for sender in self._of("send"):
                 self._pair(sender, b"remote", lambda fd: process.tell(b"sender", (fd,)))
+        elif kind == "auth":
+            self._pair(process, b"mailboxes", lambda fd: self.ask_lspawn(b"logins", [fd]))
+            for server in (one for name in LOGGING_IN for one in self._of(name)):
+                self._pair(server, b"logins", lambda fd: process.tell(b"logins", (fd,)))
+        elif kind in LOGGING_IN:
+            for other in self._of("auth"):
+                self._pair(process, b"logins", lambda fd, other=other: other.tell(b"logins", (fd,)))  # type: ignore[misc]
 
     def _pair(self, sender: Process, word: bytes, tell: Callable[[int], None]) -> None:
         one, other = PacketConnection.pair()

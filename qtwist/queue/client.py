@@ -6,7 +6,8 @@ A message goes, in this order,
 2. through the queue's door, the socket HOME/run/queue of the running daemon (:mod:`qtwist.wire.qmqp` describes what is
    spoken there);
 3. where nobody answers at the door, straight into the queue's directories, if this process may write there
-   (:mod:`qtwist.queue.direct`).
+   (:mod:`qtwist.queue.direct`);
+4. where there is no queue, but control/qmqpservers (a null client): to a QMQP server (:mod:`qtwist.queue.qmqp`).
 
 Else it is refused for now. A message counts as queued only when the number came back; whatever breaks off before is a
 temporary failure, and then no part of the message is ever delivered.
@@ -98,6 +99,10 @@ def submit_later(
     try:
         connection = _connect(home)
     except OSError as error:
+        if _is_null_client(home):
+            from qtwist.queue.qmqp import submit_to_servers
+
+            return submit_to_servers(home, message, checked)
         if not _may_write(home):
             raise _nobody_there(home, error) from error
     else:
@@ -195,6 +200,11 @@ def read_answer(answer: bytes) -> int:
         if code.isdigit():
             raise QueueRefused(int(code[:3]), text, letter)
     raise QueueRefused(BROKE_OFF)
+
+
+def _is_null_client(home: str) -> bool:
+    """Whether `home` has QMQP servers in the place of a queue. A queue that cannot be used now is a queue."""
+    return os.path.lexists(f"{home}/control/qmqpservers") and not os.path.lexists(f"{home}/queue")
 
 
 def _may_write(home: str) -> bool:

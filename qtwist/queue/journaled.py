@@ -142,9 +142,11 @@ class JournaledQueue(FileQueue):
             return
         for old, new in found:
             _log.info("message {old} was in the journal, and is message {new} in files now", old=old, new=new)
-        self._writer = JournalWriter(self._reactor, self._journal)
+        self._writer = self._make_writer()
         self._writer.start()
-        self._later()
+
+    def _make_writer(self) -> JournalWriter:
+        return JournalWriter(self._reactor, self._journal)
 
     def stop(self) -> Deferred[None]:
         self._stopping = True
@@ -213,6 +215,7 @@ class JournaledQueue(FileQueue):
         self._live[entry.number] = Live(entry, generation, sender)
         self._generations[generation] += 1
         self._new.append(entry.number)
+        self._later()
         self._reactor.callLater(0, self._wake_for_journal)
         return Accepted(entry.number, entry.number)
 
@@ -402,14 +405,17 @@ class JournaledQueue(FileQueue):
 
     def _settle_resting(self) -> None:
         resting, self._resting = self._resting, []
+        if self._settled is not None or self._stopping:
+            self._resting = resting  # when those that are being settled are
+            return
         if self._timer is not None:
             self._timer.cancel()
-            self._begin_settling(resting)
-        else:
-            self._resting = resting  # when those that are being settled are
+            self._timer = None
+        self._begin_settling(resting)
 
     def _later(self) -> None:
-        if not self._stopping:
+        """Look again, as long as there is something to look at."""
+        if self._live and self._timer is None and self._settled is None and not self._stopping:
             self._timer = self._reactor.callLater(0 if self._resting else SETTLE_INTERVAL, self._look)
 
     def _look(self) -> None:
@@ -420,7 +426,6 @@ class JournaledQueue(FileQueue):
         self._begin_settling([*old, *resting])
 
     def _begin_settling(self, numbers: list[int]) -> None:
-        self._timer = None
         if not numbers:
             self._later()
             return

@@ -40,7 +40,7 @@ class JournalWriter:
 
     def append(self, *records: Record) -> None:
         """Write records soon; nobody waits for them."""
-        self._jobs.put((records, None, 0))
+        self._put((records, None, 0))
 
     def commit(self, *records: Record) -> Deferred[int]:
         """Write records; fires when they, and all before them, are durable.
@@ -48,39 +48,37 @@ class JournalWriter:
         With a generation that is not after theirs; errbacks with OSError when the disk has failed.
         """
         answer: Deferred[int] = Deferred()
-        self._jobs.put((records, answer, 0))
+        self._put((records, answer, 0))
         return answer
 
     def release(self, oldest: int) -> None:
         """Generations before `oldest` do not count any more."""
-        self._jobs.put(((), None, oldest))
+        self._put(((), None, oldest))
 
     def stop(self) -> Deferred[None]:
         """Fires when all that came is written and flushed."""
-        self._jobs.put(None)
+        self._put(None)
         return self._ended
+
+    def _put(self, job: _Job | None) -> None:
+        self._jobs.put(job)
 
     def _work(self) -> None:
         stopping = False
         while not stopping:
             batch, stopping = self._next_batch()
-            answers = [answer for _, answer, _ in batch if answer is not None]
-            records = [record for job, _, _ in batch for record in job]
-            generation = self._journal.generation
-            error = self._write(records, sync=bool(answers) or stopping)
-            oldest = max((job[2] for job in batch), default=0)
-            if oldest:
-                self._journal.release(oldest)
-            if answers:
-                self._reactor.callFromThread(self._report, answers, generation if error is None else error)
-        self._reactor.callFromThread(self._ended.callback, None)
+            self._turn(batch, stopping)
 
     def _next_batch(self) -> tuple[list[_Job], bool]:
         try:
             job = self._jobs.get(timeout=IDLE)
         except queue.Empty:
-            self._write((), sync=False, flush=True)
+            self._flush()
             job = self._jobs.get()
+        return self._gather(job)
+
+    def _gather(self, job: _Job | None) -> tuple[list[_Job], bool]:
+        """What has come up to now, `job` before all; and whether the end has come."""
         batch: list[_Job] = []
         while job is not None:
             batch.append(job)
@@ -91,6 +89,22 @@ class JournalWriter:
             except queue.Empty:
                 return batch, False
         return batch, True
+
+    def _turn(self, batch: list[_Job], stopping: bool) -> None:
+        answers = [answer for _, answer, _ in batch if answer is not None]
+        records = [record for job, _, _ in batch for record in job]
+        generation = self._journal.generation
+        error = self._write(records, sync=bool(answers) or stopping)
+        oldest = max((job[2] for job in batch), default=0)
+        if oldest:
+            self._journal.release(oldest)
+        if answers:
+            self._reactor.callFromThread(self._report, answers, generation if error is None else error)
+        if stopping:
+            self._reactor.callFromThread(self._ended.callback, None)
+
+    def _flush(self) -> None:
+        self._write((), sync=False, flush=True)
 
     def _write(self, records: Sequence[Record], sync: bool, flush: bool = False) -> OSError | None:
         if self.broken is None:

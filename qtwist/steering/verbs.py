@@ -20,7 +20,8 @@ from qtwist.mail.holds import DESTINATION, KINDS, MESSAGE, SENDER, Hold, Holds
 from qtwist.queue.layout import LayoutError
 from qtwist.queue.looking import ENDING, NEW, Message
 from qtwist.send.steering import DROP, FAIL
-from qtwist.steering.at_hand import QueueAtHand, Trouble
+from qtwist.steering.at_hand import QueueAtHand
+from qtwist.steering.stopped import Trouble
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _AGE = re.compile(r"([0-9]{1,9})([smhdw]?)")
@@ -190,7 +191,8 @@ class _Desk:
         self.queue.retry(messages)
         held = sum(self.is_held(message) for message in messages)
         note = f"; {held} of them with something held, which stays held" if held else ""
-        self.write(f"{len(messages)} messages are due now{note}")
+        verb = "is" if len(messages) == 1 else "are"
+        self.write(f"{_count(len(messages), 'message')} {verb} due now{note}")
 
     def do_fail(self) -> None:
         self.settle("give up", "failed")

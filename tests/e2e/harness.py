@@ -107,7 +107,10 @@ class Daemon:
 
     def __init__(self, case: DaemonCase) -> None:
         self.process = subprocess.Popen(
-            [*case.wrapper, *case.runtime.command("twistd", "-n", "--pidfile=", "qtwist", "--home", case.home)],
+            [
+                *case.wrapper,
+                *case.runtime.command("twistd", "-n", "--pidfile=", "qtwist", "--home", case.home, *case.options),
+            ],
             cwd=case.directory,
             env=case.environment(),
             stdin=subprocess.DEVNULL,
@@ -151,10 +154,11 @@ class Daemon:
 
 class DaemonCase(SynchronousTestCase):
     """A test with a home in a folder of its own. `control` adds control files to what `qtwist init` writes; `wrapper`
-    is a command that the daemon is started with (strace, faketime)."""
+    is a command that the daemon is started with (strace, faketime), `options` are what `twistd qtwist` gets beside."""
 
     control: dict[str, str] = {}
     wrapper: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
     def setUp(self) -> None:
         self.runtime = runtime()

@@ -3,8 +3,9 @@
 What the model assumes, and why:
 
 *Contents.* What was written since the last successful fsync of the file (or sync of the file system) may be gone, be
-there up to any octet, or be there in part: single blocks of 4096 octets may be lost, and read as zeros where the file
-has grown; marks written in place survive or not each for itself. The size may have grown before the data. This is
+there up to any octet, or be there in part: single blocks of 512 or 4096 octets may be lost, and read as zeros where the
+file has grown; marks written in place survive or not each for itself. What is overwritten is torn between sectors of
+512 octets only, as disks write these whole. sync_data keeps nothing of a new size. The size may have grown before the data. This is
 what delayed allocation in ext4 and xfs can leave behind, and more than ext4's data=ordered does.
 
 *Times.* The modification time is any of those that the file had since its last sync.
@@ -27,7 +28,8 @@ number that was freed is left alone until the next crash: btrfs numbers files an
 avoids what was freed in the last minutes, for the very reason that the old names may still be on the disk.
 
 *Errors.* When fsync fails, what was to be written is never written, though it can be read until the crash and a later
-fsync succeeds: so do Linux's file systems.
+fsync succeeds: so do Linux's file systems. What a sync of the file system could not write, a sync by each descriptor
+that is open then reports once more.
 
 *Crash.* :meth:`SimulatedDisk.crash` is a power failure; :meth:`SimulatedDisk.kill` is the end of the processes alone,
 after which everything can be read, but is no more durable than before.
@@ -49,6 +51,7 @@ from qtwist.files.disk import Disk, Path
 FIRST_DESCRIPTOR = 1 << 20
 
 _BLOCK = 4096
+_SECTOR = 512
 _FIRST_INODE = 11
 
 
@@ -102,6 +105,7 @@ class _Opened:
         self.inode = inode
         self.flags = flags
         self.position = 0
+        self.failed = False  # somebody else's sync has met an error of this file, and this one has not heard of it
 
     @property
     def readable(self) -> bool:
@@ -306,8 +310,27 @@ class SimulatedDisk(Disk):
             raise
         if opened is None:
             raise _error(errno.EBADF)
+        if opened.failed:
+            opened.failed = False
+            raise _error(errno.EIO)
         if not self.ignores("fsync", opened.inode.path):
             self._sync(opened.inode)
+
+    def sync_data(self, fd: int) -> None:
+        opened = self._files.get(fd)
+        try:
+            self._enter("sync_data")
+        except OSError:
+            if opened is not None:
+                opened.inode.poisoned = bool(opened.inode.writes)
+            raise
+        if opened is None:
+            raise _error(errno.EBADF)
+        if opened.failed:
+            opened.failed = False
+            raise _error(errno.EIO)
+        if not self.ignores("sync_data", opened.inode.path):
+            self._sync_contents(opened.inode)
 
     def sync_filesystem(self, fd: int) -> None:
         everything = list(self._walk(self._root)) + [opened.inode for opened in self._files.values()]
@@ -316,6 +339,8 @@ class SimulatedDisk(Disk):
         except OSError:
             for inode in everything:
                 inode.poisoned = inode.poisoned or bool(inode.writes)
+            for opened in self._files.values():
+                opened.failed = opened.failed or bool(opened.inode.writes)
             raise
         if fd not in self._files:
             raise _error(errno.EBADF)
@@ -370,6 +395,16 @@ class SimulatedDisk(Disk):
     def contents(self, path: Path) -> bytes:
         """What can be read of a file."""
         return bytes(self._find(path).data)
+
+    def open_memory(self, data: bytes) -> int:
+        """A descriptor of something that is on no disk."""
+        inode = _Inode(0, 0, stat.S_IFREG, self._now(), "")
+        inode.data = bytearray(data)
+        fd = self._next_descriptor
+        self._next_descriptor += 1
+        self._files[fd] = _Opened(inode, os.O_RDONLY)
+        inode.opened = 1
+        return fd
 
     def peek(self, fd: int) -> bytes:
         """The whole of an open file."""
@@ -515,6 +550,20 @@ class SimulatedDisk(Disk):
             inode.writes.clear()
         del inode.mtimes[:-1]
 
+    @staticmethod
+    def _sync_contents(inode: _Inode) -> None:
+        """What is inside the size that was synced before; neither a new size, nor the times, nor a name."""
+        if inode.poisoned:
+            return
+        size = len(inode.synced)
+        inode.synced = bytes(inode.data[:size]).ljust(size, b"\0")
+        # What lies behind it may still be lost, and is not to come back over what is synced now.
+        inode.writes = [
+            (max(offset, size), None if data is None else data[max(0, size - offset) :])
+            for offset, data in inode.writes
+            if offset + len(data or b"") > size
+        ]
+
     def _walk(self, inode: _Inode, *, remembered: bool = False) -> Iterator[_Inode]:
         """All files and directories, each once; with `remembered`, also those that a crash may bring back."""
         seen = {inode.generation}
@@ -591,8 +640,15 @@ def _torn(inode: _Inode, rng: random.Random) -> bytearray:
         _apply(data, offset, written)
     offset, written = inode.writes[whole]
     if written is not None:
-        _apply(data, offset, written[: rng.randint(0, len(written))])
+        _apply(data, offset, written[: _tear(len(data), offset, rng.randint(0, len(written)), len(written))])
     return data
+
+
+def _tear(size: int, offset: int, chosen: int, length: int) -> int:
+    """How much of a write is there: any part of what has made the file grow, but whole sectors of what was there."""
+    if offset + chosen >= size or chosen == length:
+        return chosen
+    return max(0, (offset + chosen) // _SECTOR * _SECTOR - offset)
 
 
 def _scattered(inode: _Inode, rng: random.Random) -> bytearray:
@@ -604,8 +660,9 @@ def _scattered(inode: _Inode, rng: random.Random) -> bytearray:
                 _apply(data, offset, None)
             continue
         start = 0
+        block = rng.choice((_SECTOR, _BLOCK))
         while start < len(written):
-            end = min(len(written), start + _BLOCK - (offset + start) % _BLOCK)
+            end = min(len(written), start + block - (offset + start) % block)
             if rng.random() < 0.5:
                 _apply(data, offset + start, written[start:end])
             elif rng.random() < 0.5 and offset + end > len(data):

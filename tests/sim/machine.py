@@ -34,18 +34,23 @@ from qtwist.mail.constmap import ConstantMap
 from qtwist.mail.envelope import Envelope, Origin, Report
 from qtwist.mail.holds import Hold, Holds
 from qtwist.mail.rewriting import Rewriter
+from qtwist.queue import journal
 from qtwist.queue.files import FileQueue
+from qtwist.queue.journal import Entry, Journal, Record, replay
+from qtwist.queue.journaled import JournaledQueue
 from qtwist.queue.layout import LayoutError, create_queue
+from qtwist.queue.live import Live
 from qtwist.queue.sync import batch_limit, close_quietly
 from qtwist.send import bounces
 from qtwist.send.log import SendLog
 from qtwist.send.manager import GARBAGE_INTERVAL, QueueManager, SendSettings
 from qtwist.send.steering import Steering
 from tests.sim.disk import Crash, Model, SimulatedDisk
-from tests.sim.running import SimulatedCommitter, SimulatedReactor, SimulatedWorkers, Tasks
+from tests.sim.running import SimulatedCommitter, SimulatedReactor, SimulatedWorkers, SimulatedWriter, Tasks
 
 QUEUE = "/sim/queue"
 SPLIT = 2
+SEGMENT = 16 * 1024
 ROOMS = ("mess", "info", "local", "remote", "intd", "todo", "bounce", "pid")
 #: More than the disk calls of any story.
 _PATIENCE = 20_000
@@ -134,9 +139,79 @@ class SimulatedQueue(FileQueue):
         self._trigger = _NoTrigger()  # type: ignore[assignment]
         self.disk = disk
 
+    def has(self, sent: Sent) -> bool:
+        return False
+
     def mark(self, number: int, channel: str, offset: int) -> Deferred[None]:
         address = self.disk.contents(self.layout.path(channel, number))[offset + 1 :].partition(b"\0")[0]
         return super().mark(number, channel, offset).addCallback(lambda _: self.marked.add(address))
+
+
+class SimulatedJournaledQueue(JournaledQueue):
+    """The real one, with tasks in the place of threads, and small segments."""
+
+    def __init__(self, disk: SimulatedDisk, reactor: SimulatedReactor, tasks: Tasks, marked: set[bytes]) -> None:
+        super().__init__(QUEUE, disk, reactor, SEGMENT)
+        self.marked = marked
+        self.disk = disk
+        self._workers = SimulatedWorkers(reactor, tasks)  # type: ignore[assignment]
+        self._committer = SimulatedCommitter(reactor, self._acceptor.commit, self._published, batch_limit(disk))
+        self._committer.prepare(tasks)
+        self._trigger = _NoTrigger()  # type: ignore[assignment]
+        self._tasks = tasks
+        self._marks: dict[Record, bytes] = {}
+
+    def _make_writer(self) -> SimulatedWriter:
+        return SimulatedWriter(self._reactor, self._journal, self._tasks, self._written)
+
+    def _written(self, written: Sequence[Record]) -> None:
+        self.marked.update(self._marks.pop(record) for record in written if record in self._marks)
+
+    def mark(self, number: int, channel: str, offset: int) -> Deferred[None]:
+        live = self._live.get(number)
+        if live is None:
+            data = self.disk.contents(self.layout.path(channel, number))
+        else:
+            data = bytes(live.channel(channel))
+        address = data[offset + 1 :].partition(b"\0")[0]
+        if live is not None and live.waiting is None:
+            self._marks[journal.mark(number, channel, offset)] = address
+            return super().mark(number, channel, offset)
+        return super().mark(number, channel, offset).addCallback(lambda _: self.marked.add(address))
+
+    def has(self, sent: Sent) -> bool:
+        """Whether this very message is in the journal, preprocessed."""
+        live = self._live.get(sent.number or 0)
+        return live is not None and live.entry.channels is not None and b"token: %d\n" % sent.token in live.entry.message
+
+
+class _JournalReader:
+    """Reads the journal as it lies on a disk, unseen."""
+
+    def __init__(self, disk: SimulatedDisk) -> None:
+        self._disk = disk
+        self._paths: list[str] = []
+
+    def list_directory(self, path: str) -> list[str]:
+        return self._disk.names(path)
+
+    def open(self, path: str, flags: int) -> int:
+        self._paths.append(path)
+        return len(self._paths) - 1
+
+    def fstat(self, fd: int) -> os.stat_result:
+        return os.stat_result((0, 0, 0, 1, 0, 0, len(self._disk.contents(self._paths[fd])), 0, 0, 0))
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        return self._disk.contents(self._paths[fd])[offset : offset + size]
+
+
+def entries_on(disk: SimulatedDisk) -> dict[int, Entry]:
+    """The messages in the journal on a disk."""
+    directory = f"{QUEUE}/journal"
+    if not disk.exists(directory):
+        return {}
+    return replay(Journal(_JournalReader(disk), directory, SEGMENT).read())  # type: ignore[arg-type]
 
 
 class _MessageReader:
@@ -172,8 +247,10 @@ class Machine:
         model: Model = Model.JOURNAL,
         shared_sync: bool = True,
         interleaved: bool = False,
+        queue: type[SimulatedQueue | SimulatedJournaledQueue] = SimulatedQueue,
     ) -> None:
         self.rng = random.Random(seed)
+        self.queue_class = queue
         self.home = home
         self.model = model
         self.reactor = SimulatedReactor(1_000_000_000)
@@ -219,7 +296,8 @@ class Machine:
         self._undone = self.undone()
         self.marked = set()
         reader = _MessageReader(self.disk)
-        with mock.patch.object(bounces, "os", reader), self._no_failures_logged():
+        memory = mock.patch.multiple(Live, open=lambda live: self.disk.open_memory(live.entry.message))
+        with memory, mock.patch.object(bounces, "os", reader), self._no_failures_logged():
             try:
                 try:
                     self._start()
@@ -282,7 +360,7 @@ class Machine:
     def _start(self) -> None:
         self.reactor = SimulatedReactor(self.reactor.seconds() + 60)
         self._tasks = Tasks(self.rng, interleaved=self._interleaved)
-        self.queue = SimulatedQueue(self.disk, self.reactor, self._tasks, self.marked)
+        self.queue = self.queue_class(self.disk, self.reactor, self._tasks, self.marked)
         self.queue.start()
         rewriter = Rewriter(b"here.test", ConstantMap.plain([b"here.test"]))
         self.manager = QueueManager(
@@ -391,7 +469,8 @@ class Machine:
         number = sent.number
         assert number is not None
         path = self.layout.path("info", number)
-        if not self.disk.exists(path) or self.disk.contents(path) != b"F%s\0" % sent.sender or not sent.sender:
+        in_files = self.disk.exists(path) and self.disk.contents(path) == b"F%s\0" % sent.sender
+        if not (in_files or self.queue.has(sent)) or not sent.sender:
             return
         sent.settled = "both" if sent.settled not in (None, verdict) else verdict
         if verdict == "fail":
@@ -497,11 +576,16 @@ class Machine:
     def undone(self) -> set[bytes]:
         """Who would get something from the queue as it lies on disk."""
         found: set[bytes] = set()
-        messages = self._files("mess")
+        entries = entries_on(self.disk)
+        for entry in entries.values():
+            for data in [entry.envelope] if entry.channels is None else entry.channels.values():
+                found.update(record[1:] for record in bytes(data).split(b"\0") if record[:1] == b"T")
+        # What the files hold of a message in the journal counts for nothing.
+        messages = self._files("mess").keys() - entries.keys()
         todo = {number: envelope for number, envelope in self._files("todo").items() if number in messages}
         for envelope in todo.values():
             found.update(record[1:] for record in envelope.split(b"\0") if record[:1] == b"T")
-        infos = self._files("info")
+        infos = self._files("info").keys() - entries.keys()
         for channel in ("local", "remote"):
             for number, contents in self._files(channel).items():
                 if number in infos and number not in todo:
@@ -586,12 +670,13 @@ class Machine:
 
     def _judge_states(self) -> None:
         """S1 to S5 (§5.3)."""
+        entries = entries_on(self.disk)
         rooms = {room: set(self._files(room)) for room in ROOMS if room != "pid"}
         for number in set().union(*rooms.values()):
             has = {room for room, numbers in rooms.items() if number in numbers}
             if "mess" in has and self.disk.inode_of(self.layout.path("mess", number)) != number:
                 raise Violation(f"mess/{number} is not inode {number}")
-            if self.model is Model.POSIX:
+            if self.model is Model.POSIX or number in entries:
                 continue
             queued = {"mess", "todo"} <= has and "bounce" not in has
             preprocessed = {"mess", "info"} <= has and not has & {"todo", "intd"}
@@ -616,6 +701,8 @@ class Machine:
         self._judge_mailboxes(given)
         if left := self._left():
             raise Violation(f"never removed: {left}")
+        if entries := entries_on(self.disk):
+            raise Violation(f"still in the journal: {sorted(entries)}")
 
     @property
     def _most(self) -> int:

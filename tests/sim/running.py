@@ -9,19 +9,22 @@ from __future__ import annotations
 import random
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from qtwist.queue.commit import GroupCommitter
+from qtwist.queue.journal import Journal, Record
 from qtwist.queue.workers import Stopped
+from qtwist.queue.writer import IDLE, JournalWriter
 from tests.sim.disk import Crash
 
 #: How many tasks of a kind run side by side.
-LIMITS = {"queue": 4, "commit": 1, "local": 10}
+LIMITS = {"queue": 4, "commit": 1, "journal": 1, "local": 10}
 
 
 class SimulatedReactor(Clock):
@@ -216,3 +219,53 @@ class SimulatedCommitter(GroupCommitter):
             self._reactor.callFromThread(self._report, [answer for _, answer in batch], results)
         if not self._entries.empty():
             self._plan()
+
+
+class SimulatedWriter(JournalWriter):
+    """The real writer of the journal, but its thread is a task that is there as long as there is something to write.
+
+    `written` hears of the records that are in the journal, if not on the disk.
+    """
+
+    def __init__(
+        self, reactor: SimulatedReactor, journal: Journal, tasks: Tasks, written: Callable[[Sequence[Record]], None]
+    ) -> None:
+        super().__init__(reactor, journal)
+        self._clock = reactor
+        self._tasks = tasks
+        self._written = written
+        self._planned = False
+        self._idle: IDelayedCall | None = None
+
+    def start(self) -> None:
+        """There is no thread."""
+
+    def _put(self, job: Any) -> None:
+        super()._put(job)
+        self._plan()
+
+    def _plan(self) -> None:
+        if not self._planned:
+            self._planned = True
+            self._tasks.add("journal", self._one_turn, lambda _: None)
+
+    def _one_turn(self) -> None:
+        """What a turn of the real thread does, with all that has come in so far."""
+        self._planned = False
+        batch, stopping = self._gather(self._jobs.get_nowait())
+        self._turn(batch, stopping)
+        if not self._jobs.empty():
+            self._clock.callFromThread(self._plan)
+        elif not stopping:
+            self._clock.callFromThread(self._plan_flush)
+
+    def _plan_flush(self) -> None:
+        if self._idle is not None and self._idle.active():
+            self._idle.cancel()
+        self._idle = self._clock.callLater(IDLE, self._tasks.add, "journal", self._flush, lambda _: None)
+
+    def _write(self, records: Sequence[Record], sync: bool, flush: bool = False) -> OSError | None:
+        error = super()._write(records, sync, flush)
+        if error is None:
+            self._written(records)
+        return error

@@ -10,7 +10,7 @@ import attrs
 from hypothesis import strategies as st
 
 from tests.sim.disk import Model
-from tests.sim.machine import Life, Machine, Stop
+from tests.sim.machine import Life, Machine, SimulatedJournaledQueue, SimulatedQueue, Stop
 
 _LOCAL, _REMOTE = b"here.test", b"far.test"
 
@@ -41,21 +41,28 @@ class Story:
     model: Model = Model.JOURNAL
     shared_sync: bool = True
     interleaved: bool = False
+    journal: bool = False
+
+    def machine(self, home: str) -> Machine:
+        return Machine(
+            home,
+            seed=self.seed,
+            model=self.model,
+            shared_sync=self.shared_sync,
+            interleaved=self.interleaved,
+            queue=SimulatedJournaledQueue if self.journal else SimulatedQueue,
+        )
 
     def tell(self, home: str) -> Machine:
         """Violation when the contract is broken."""
-        machine = Machine(
-            home, seed=self.seed, model=self.model, shared_sync=self.shared_sync, interleaved=self.interleaved
-        )
+        machine = self.machine(home)
         machine.run(self.lives)
         return machine
 
 
 def count_calls(home: str, story: Story) -> int:
     """How many disk calls the first life of a story takes when it is left alone."""
-    machine = Machine(
-        home, seed=story.seed, model=story.model, shared_sync=story.shared_sync, interleaved=story.interleaved
-    )
+    machine = story.machine(home)
     machine.live(attrs.evolve(story.lives[0], stop=Stop(power=False, clean=True)))
     return machine.calls
 
@@ -104,6 +111,7 @@ stories = st.builds(
     st.lists(lives, min_size=1, max_size=4),
     st.integers(0, 1 << 30),
     st.sampled_from(Model),
+    st.booleans(),
     st.booleans(),
     st.booleans(),
 )

@@ -12,8 +12,9 @@ from collections import Counter
 
 import attrs
 
-#: Seconds for which a delivery that is logged may not have reached the queue's files: it counts as under way.
-SLACK = 2.0
+#: Seconds for which a delivery whose end is logged counts as under way: its mark waits for the thread that writes the
+#: journal, and for its message when that is just being settled. On a disk with much to do that took up to 3 s.
+SLACK = 10.0
 
 _INFO = re.compile(r"^info msg (\d+): bytes \d+ from <([^>]*)>")
 _STARTING = re.compile(r"^starting delivery (\d+): msg (\d+) to (?:local|remote) (\S+)")
@@ -41,6 +42,7 @@ class Attempt:
     tag: str | None
     end: float | None = None
     deferred: bool = False
+    start: float = 0.0
     killed: bool = False  # it was under way, or had just ended, when something was killed
 
 
@@ -51,6 +53,7 @@ class History:
     attempts: list[Attempt] = attrs.Factory(list)
     tags: dict[str, str] = attrs.Factory(dict)  # the tag of the message that has a number now
     bouncing: Counter[str] = attrs.Factory(Counter)  # kills while a message with a failed recipient was not over
+    kills: list[float] = attrs.Factory(list)
     _running: dict[str, Attempt] = attrs.Factory(dict)
     _failed: dict[str, float | None] = attrs.Factory(dict)  # tags of messages that failed; when they ended
 
@@ -64,7 +67,7 @@ class History:
                 self.tags.pop(found[1], None)
         elif found := _STARTING.match(text):
             delivery, number, recipient = found.groups()
-            attempt = Attempt(recipient, number, tag_of(recipient) or self.tags.get(number))
+            attempt = Attempt(recipient, number, tag_of(recipient) or self.tags.get(number), start=now)
             self._running[delivery] = attempt
             self.attempts.append(attempt)
         elif found := _DELIVERY.match(text):
@@ -81,6 +84,7 @@ class History:
 
     def kill(self, now: float, ends_all: bool) -> None:
         """Something was killed just now; `ends_all` when no attempt of before has a later line."""
+        self.kills.append(now)
         for attempt in self.attempts:
             if attempt.end is None or attempt.end > now - SLACK:
                 attempt.killed = True
@@ -95,6 +99,20 @@ class History:
             for attempt in self._running.values():
                 attempt.end = now
             self._running.clear()
+
+    def story(self, tag: str) -> str:
+        """What happened to a message, for people: each attempt, and how long before a kill it started and ended."""
+        parts = []
+        for attempt in self.attempts:
+            if attempt.tag == tag:
+                kill = next((moment for moment in self.kills if moment > attempt.start), attempt.start)
+                ended = "no end" if attempt.end is None else f"ended {kill - attempt.end:.3f} s"
+                parts.append(f"{attempt.recipient} msg {attempt.number} {kill - attempt.start:.3f} s, {ended}")
+        return "; ".join(parts)
+
+    def running(self) -> list[str]:
+        """Attempts without an end in the log."""
+        return [f"delivery {number}: {attempt.recipient}" for number, attempt in self._running.items()]
 
     def may_repeat(self, tag: str, *kinds: str) -> int:
         """How many attempts for a message, to recipients of these kinds, may have delivered without being believed."""
@@ -149,5 +167,7 @@ class Ledger:
             if kind == "nobody":
                 allowed += history.bouncing[tag] + history.may_repeat(tag, "-bounces-")
             if extra > allowed:
-                wrong.append(f"{tag} to {kind}: {extra} too many, {allowed} explained")
+                wrong.append(
+                    f"{tag} to {kind}: {extra} too many, {allowed} explained; before a kill: {history.story(tag)}"
+                )
         return wrong

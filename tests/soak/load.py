@@ -112,20 +112,25 @@ class Load:
         lines = [f"X-Tag: {tag}", "", *(body[at : at + 70] for at in range(0, len(body), 70)), "."]
         ledger.outcomes[tag] = UNKNOWN
         conversation.say("".join(f"{line}\r\n" for line in lines).encode())
-        ledger.outcomes[tag] = ACCEPTED if conversation.reply() == 250 else REFUSED
+        code = conversation.reply()
+        # 4xx after the end of the message promises nothing: the server may have lost the queue's answer.
+        ledger.outcomes[tag] = ACCEPTED if code == 250 else UNKNOWN if code < 500 else REFUSED
 
 
 class Sink(socketserver.ThreadingTCPServer):
-    """A host on loopback that takes mail, and now and then puts it off. `taken` counts the tags that it accepted."""
+    """A host on loopback that takes mail, and puts off its share `later` of it. `taken` counts the tags that it
+    accepted."""
 
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 200  # a listener whose queue overflows forgets connections that clients believe in
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, later: float) -> None:
         super().__init__(("127.0.0.1", 0), _SinkHandler)
         self.taken: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.chance = random.Random(seed)
+        self.later = later
         self.port: int = self.server_address[1]
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -161,7 +166,7 @@ class _SinkHandler(socketserver.StreamRequestHandler):
             if line.startswith(b"X-Tag:"):
                 tag = tag_of(line.decode())
         with self.server.lock:
-            if self.server.chance.random() < 0.03:
+            if self.server.chance.random() < self.server.later:
                 self._say(b"451 later")
                 return
             if tag is not None:
