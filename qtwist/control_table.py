@@ -95,6 +95,15 @@ _TABLE = (
         "concurrencyremote", INTEGER, _SEND, "start", "most remote deliveries at once", 20, check=checks.number(0)
     ),
     ControlFile(
+        "confine",
+        INTEGER,
+        ("twistd qtwist",),
+        "start",
+        "started as root: keep roles from the network that need none; 0 does not",
+        1,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "databytes",
         INTEGER,
         _QUEUED,

@@ -1,7 +1,7 @@
 """The tests of qtwist, run by trial.
 
 Property tests try the same examples in every run, so that a failure is a failure of the change at hand; with
-QTWIST_RANDOM=1 in the environment they try others each time, and `make fuzz` and `make soak` go on for as long as asked.
+QTWIST_RANDOM=1 in the environment they try others each time; `make fuzz` and `make soak` go on for as long as asked.
 How long an example takes says nothing on a busy machine.
 """
 

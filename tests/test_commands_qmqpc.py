@@ -320,9 +320,11 @@ class OrderTests(QMQPCase):
         """The last one's trouble is told: 72 when it was too slow, else 73."""
         refused, late = f"127.0.0.1:{lost_port()}", "127.0.0.2:6280"
         connect = socket.socket.connect
+        timeouts = set()
 
         class Connection(socket.socket):
             def connect(self, address: Any) -> None:
+                timeouts.add(self.gettimeout())
                 if address == ("127.0.0.2", 6280):
                     raise TimeoutError("timed out")
                 connect(self, address)
@@ -338,6 +340,7 @@ class OrderTests(QMQPCase):
             error = self.refusal()
             self.assertEqual((error.code, error.letter), (code, b"Z"))
             self.assertIn(lines[-1].split(":")[0].encode(), error.text)
+        self.assertEqual(timeouts, {10})  # §1.5
 
     def test_backlog(self) -> None:
         """A server that does not accept: the connection takes too long."""

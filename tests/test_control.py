@@ -23,6 +23,7 @@ TABLE = {
     "bouncehost": ("line", b"bouncehost", True),
     "concurrencylocal": ("int", 10, False),
     "concurrencyremote": ("int", 20, False),
+    "confine": ("int", 1, False),
     "databytes": ("int", 0, False),
     "defaultdomain": ("line", b"defaultdomain", True),
     "defaulthost": ("line", b"defaulthost", True),

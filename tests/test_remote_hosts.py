@@ -19,7 +19,7 @@ from qtwist.remote import own, reports
 from qtwist.remote.hosts import Host, order_exchanges, parse_address, shuffle_addresses, without_own
 from qtwist.remote.lookup import find_hosts
 from qtwist.remote.own import OwnAddresses, own_addresses
-from qtwist.remote.routes import Relay, RouteError, find_relay, parse_relay
+from qtwist.remote.routes import Relay, Route, RouteError, find_relay, find_route, parse_relay
 
 
 def keep(_items: list[object]) -> None:
@@ -98,6 +98,15 @@ class RouteTests(SynchronousTestCase):
         ):
             self.assertEqual(find_relay(routes, host).host, relay, host)
         self.assertEqual(find_relay({}, b"example.org"), Relay(b""))
+
+    def test_qmtp(self) -> None:
+        """spec/related.md §13.1: qmtproutes counts before smtproutes, and its port is 209 unless it tells another."""
+        smtp = {b"a.test": b"relay.test:2525", b"": b"other.test"}
+        qmtp = {b"a.test": b"relay.test", b"b.test": b"relay.test;6209", b"c.test": b""}
+        self.assertEqual(find_route(smtp, qmtp, b"a.test"), Route(Relay(b"relay.test", 2525), 209))
+        self.assertEqual(find_route(smtp, qmtp, b"b.test"), Route(Relay(b"relay.test"), 6209))
+        self.assertEqual(find_route(smtp, qmtp, b"c.test"), Route(Relay(b"other.test")))
+        self.assertRaises(RouteError, find_route, smtp, {b"": b"x:y"}, b"d.test")
 
     @given(st.binary(max_size=40))
     def test_any_bytes(self, value: bytes) -> None:

@@ -25,7 +25,10 @@ class SteeringCase(ManagerCase):
         self.steering = Steering(self.manager)
 
     def settle(self, number: int, verdict: str) -> Deferred[int]:
-        return Deferred.fromCoroutine(self.steering.settle(number, verdict, 7))
+        return Deferred.fromCoroutine(self.steering.settle(number, self.birth(number), verdict, 7))
+
+    def birth(self, number: int) -> float:
+        return self.queue.infos[number].birth if number in self.queue.infos else 0.0
 
     def deferred_message(self) -> int:
         self.remote.answers[b"a@far.test"] = LATER
@@ -202,7 +205,7 @@ class DeskTests(SteeringCase):
         found = {one["channel"]: one for one in (local, remote)}
         self.assertEqual([one["text"] for one in found["remote"]["attempts"]], ["greylisted\n"] * 2)
         self.assertEqual(found["local"]["address"], "joe@here.test")
-        self.assertEqual(self.asked(op=DROP, number=number), {"count": 0})
+        self.assertEqual(self.asked(op=DROP, number=number, birth=self.birth(number)), {"count": 0})
         self.assertEqual(self.asked(op="attempts", numbers=None), {"attempts": {}})
 
     def test_others_are_refused(self) -> None:

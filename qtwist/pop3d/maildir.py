@@ -172,9 +172,9 @@ class MaildirSession:
                 failures.append(error)
         if deleted:
             # What is said to be removed must not come back after a crash.
-            for folder in _FOLDERS:
+            for name in _FOLDERS:
                 try:
-                    _sync(os.path.join(self.path, folder))
+                    _sync(os.path.join(self.path, name))
                 except FileNotFoundError:
                     continue
                 except OSError as error:

@@ -37,6 +37,7 @@ from qtwist.commands.base import write_all
 from qtwist.control import Control, ControlError
 from qtwist.events import SWITCH, Events
 from qtwist.home import SERVED, Home
+from qtwist.processes.confine import forbid_network
 from qtwist.processes.logins import LoginClient, LoginServer, MailboxOpener
 from qtwist.processes.packets import PacketConnection
 from qtwist.processes.spawners import ProcessSpawner, SpawnerServer, from_exit_code, from_letter
@@ -278,6 +279,15 @@ def limit_memory(control: Control, name: str) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (octets, octets))
 
 
+def may_need_network(control: Control, name: str) -> bool:
+    """Whether a role has to open connections to other hosts, or runs code of the administrator's that may."""
+    if name == "rspawn":
+        return True
+    if name == "auth":
+        return bool(control.line("checkpassword")) or bool(control.integer("systemaccounts"))
+    return name != "send" and bool(control.list("policies"))
+
+
 def main() -> NoReturn:
     """ROLE HOME and its options: user ids of servers for send, the number of processes of its kind for a server."""
     from twisted.internet import reactor
@@ -294,6 +304,8 @@ def main() -> NoReturn:
     else:
         log_to_stderr()
     limit_memory(home.control, name)
+    if home.control.integer("confine") and not may_need_network(home.control, name) and not forbid_network():
+        _log.warn("no filter against the network on this system (control/confine)")
     process = RoleProcess(make_role(name, home, options), reactor)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGALRM, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a terminal's signals are for the supervisor

@@ -31,7 +31,9 @@ from qtwist.control import CONTROL_FILES
 from qtwist.events import SWITCH
 from qtwist.home import SERVED, Home
 from qtwist.local import lspawn
+from qtwist.local.becoming import no_new_privileges
 from qtwist.processes.accounts import RoleAccount, find_accounts
+from qtwist.processes.confine import forbid_network
 from qtwist.processes.ownership import check_trusted, claim
 from qtwist.processes.packets import PacketConnection
 from qtwist.roles import StartError, open_port
@@ -311,6 +313,9 @@ class Supervisor(Service):
         os.setgroups(account.groups)
         os.setresgid(account.gid, account.gid, account.gid)
         os.setresuid(account.uid, account.uid, account.uid)
+        no_new_privileges()
+        if self.home.control.integer("confine"):
+            forbid_network()
         if self.home.maillog is not None:
             try:
                 self._log_file = LogFile(self.home.maillog)

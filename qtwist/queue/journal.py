@@ -12,6 +12,8 @@ Blocking; nothing here knows of threads or of a reactor. The disk is asked for n
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import struct
 import zlib
@@ -57,6 +59,7 @@ class _Segment:
     path: str
     fd: int
     generation: int = 0
+    usable: bool = True  # of the right size, and the disk has not failed in it
 
 
 def pack(record: Record, generation: int) -> bytes:
@@ -93,11 +96,11 @@ class Journal:
         self._directory = directory
         self._size = segment_size
         self._free: list[_Segment] = []
+        self._unusable: list[_Segment] = []  # to be removed as soon as they do not count
         self._current: _Segment | None = None
         self._used: list[_Segment] = []  # with records that count still, the current one included, oldest first
         self._generation = 0
         self._offset = 0
-        self._unsynced = False
 
     @property
     def generation(self) -> int:
@@ -112,21 +115,35 @@ class Journal:
                 segment = _Segment(os.path.join(self._directory, name), -1)
                 segment.fd = self._disk.open(segment.path, os.O_RDWR)
                 self._free.append(segment)
-                generation, records = unpack(self._disk.pread(segment.fd, self._size, 0))
+                size = self._disk.fstat(segment.fd).st_size
+                # A crash while it was made leaves a shorter one; one of other settings may be longer.
+                segment.usable = size == self._size
+                generation, records = unpack(self._disk.pread(segment.fd, size, 0))
                 if generation:
                     segments.append((generation, records))
         if not segments:
             return []
         segments.sort(key=lambda segment: segment[0])
         self._generation = segments[-1][0]
-        [oldest] = _GENERATION.unpack(segments[-1][1][0].payload)
+        first = segments[-1][1][0]
+        if first.kind != _FIRST or len(first.payload) != _GENERATION.size:
+            raise ValueError(f"segment {self._generation} begins with a record {first.kind!r}")
+        [oldest] = _GENERATION.unpack(first.payload)
         return [record for generation, records in segments if generation >= oldest for record in records[1:]]
 
     def open(self) -> None:
-        """Begin anew: nothing that was written so far counts from here on, durably. After :meth:`read`."""
+        """Begin anew: nothing that was written so far counts from here on, durably. After :meth:`read`, or when a write
+        has failed."""
+        everything = self._free + self._used
+        self._free = [segment for segment in everything if segment.usable]
+        self._unusable += [segment for segment in everything if not segment.usable]
         self._used = []
         self._rotate()
-        self._sync()
+        while self._unusable:
+            segment = self._unusable.pop()
+            close_quietly(self._disk, segment.fd)
+            with contextlib.suppress(OSError):
+                self._disk.unlink(segment.path)
 
     def write(self, records: Iterable[Record], sync: bool) -> None:
         """Append records; with `sync`, they and all before them are durable when this returns.
@@ -143,15 +160,12 @@ class Journal:
                 self._sync()
                 self._rotate()
                 data = pack(record, self._generation)
+                if self._offset + len(data) > self._size:
+                    raise OSError(errno.EFBIG, f"a record of {len(data)} octets does not fit in a segment")
             parts.append(data)
             size += len(data)
         self._append(parts)
         if sync:
-            self._sync()
-
-    def flush(self) -> None:
-        """Make durable what was written without `sync`."""
-        if self._unsynced:
             self._sync()
 
     def release(self, oldest: int) -> None:
@@ -166,9 +180,9 @@ class Journal:
 
     def close(self) -> None:
         """Close all files; nothing is flushed."""
-        for segment in (*self._free, *self._used):
+        for segment in (*self._free, *self._used, *self._unusable):
             close_quietly(self._disk, segment.fd)
-        self._free, self._used, self._current = [], [], None
+        self._free, self._used, self._unusable, self._current = [], [], [], None
 
     def _rotate(self) -> None:
         segment = self._free.pop(0) if self._free else self._create()
@@ -178,9 +192,12 @@ class Journal:
         self._used.append(segment)
         self._offset = 0
         self._append([pack(Record(_FIRST, 0, _GENERATION.pack(self._used[0].generation)), self._generation)])
+        # Alone, before anything lies behind it: were only that to survive a crash, the segment would still be read as
+        # what it was before, without the ends of its messages.
+        self._sync()
 
     def _create(self) -> _Segment:
-        taken = {segment.path for segment in (*self._free, *self._used)}
+        taken = {segment.path for segment in (*self._free, *self._used, *self._unusable)}
         numbers = (os.path.join(self._directory, f"{number}{_SUFFIX}") for number in range(1, 100_000))
         path = next(path for path in numbers if path not in taken)
         fd = self._disk.create_exclusive(path, 0o600)
@@ -202,14 +219,15 @@ class Journal:
         while written < len(data):
             piece = data[written:] if written else data
             written += self._disk.pwrite(self._current.fd, piece, self._offset + written)
-        if data:
-            self._offset += len(data)
-            self._unsynced = True
+        self._offset += len(data)
 
     def _sync(self) -> None:
         assert self._current is not None
-        self._disk.sync_data(self._current.fd)
-        self._unsynced = False
+        try:
+            self._disk.sync_data(self._current.fd)
+        except OSError:
+            self._current.usable = False
+            raise
 
 
 # What the payloads hold.

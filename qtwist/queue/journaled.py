@@ -8,32 +8,34 @@ when it is started. Large messages go to files at once, and so does everything w
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container, Coroutine
 from typing import Any, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
-from zope.interface import implementer
 
 from qtwist.files.disk import Disk
-from qtwist.interfaces import Accepted, IIncomingMessage, MessageInfo, Preprocessed, QueueError, RecipientRecord
+from qtwist.interfaces import Accepted, MessageInfo, Preprocessed, QueueError, RecipientRecord
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.mail.received import queue_received
 from qtwist.queue import journal as records
 from qtwist.queue.accept import WRITE_ERROR, envelope_error
 from qtwist.queue.files import FileQueue
-from qtwist.queue.incoming import MEMORY_LIMIT, IncomingFile
+from qtwist.queue.incoming_entry import IncomingEntry
 from qtwist.queue.journal import Entry, Journal, Record
 from qtwist.queue.live import Live
-from qtwist.queue.numbers import RESERVE, Numbers
+from qtwist.queue.numbers import Numbers
 from qtwist.queue.preprocess import Route
 from qtwist.queue.records import format_envelope, format_recipients, parse_envelope, parse_recipients
 from qtwist.queue.recovery import Unrecoverable, journal_directory, recover
-from qtwist.queue.settle import settle
+from qtwist.queue.settle import settle, unsettle
+from qtwist.queue.workers import Stopped
 from qtwist.queue.writer import JournalWriter
 
 T = TypeVar("T")
@@ -49,53 +51,12 @@ MOST_OCTETS = 64 * 1024 * 1024
 MOST_SEGMENTS = 6
 #: Seconds until todo/ is looked at again for what came without a word, however much comes through the journal.
 LIST_INTERVAL = 60.0
-#: Numbers are made when fewer are left.
-FEW_NUMBERS = 32
+#: Seconds until something that the disk has refused is tried again.
+TROUBLE_INTERVAL = 60.0
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _log = Logger()
-
-
-@implementer(IIncomingMessage)
-class _IncomingEntry:
-    """A message on its way in, for the journal as long as it is small."""
-
-    def __init__(self, queue: JournaledQueue, origin: Origin) -> None:
-        self._queue = queue
-        self._origin = origin
-        self._blocks: list[bytes] = []
-        self._size = 0
-        self._file: IncomingFile | None = None
-
-    def write(self, data: bytes) -> Deferred[None] | None:
-        if self._file is None:
-            self._blocks.append(data)
-            self._size += len(data)
-            if self._size <= MEMORY_LIMIT:
-                return None
-            return self._spill()
-        return self._file.write(data)
-
-    def commit(self, envelope: Envelope) -> Deferred[Accepted]:
-        if self._file is None:
-            accepted = self._queue.accept(self._origin, self._blocks, envelope)
-            if accepted is not None:
-                self._blocks = []
-                return accepted
-            self._spill()
-        assert self._file is not None
-        return self._file.commit(envelope)
-
-    def abort(self) -> None:
-        self._blocks = []
-        if self._file is not None:
-            self._file.abort()
-
-    def _spill(self) -> Deferred[None] | None:
-        self._file = self._queue.begin_file(self._origin)
-        blocks, self._blocks = self._blocks, []
-        return self._file.write(b"".join(blocks))
 
 
 class JournaledQueue(FileQueue):
@@ -106,7 +67,8 @@ class JournaledQueue(FileQueue):
         super().__init__(directory, disk, reactor)
         self._directory = journal_directory(self.layout)
         self._journal = Journal(disk, self._directory, segment_size)
-        self._numbers = Numbers(disk, self._directory)
+        self._numbers = Numbers(disk, self.layout, self._directory)
+        self._largest = min(records.LARGEST_RECORD, segment_size // 2)
         self._writer: JournalWriter | None = None
         self._live: dict[int, Live] = {}
         self._octets = 0
@@ -117,6 +79,8 @@ class JournaledQueue(FileQueue):
         self._files_have_news = True
         self._listed = 0.0  # when todo/ was looked at
         self._reserving = False
+        self._reserve_at = 0.0
+        self._trouble = False  # what was to be settled last could not be
         self._resting: list[int] = []  # to be settled as soon as may be
         self._settled: Deferred[None] | None = None  # fires when what is being settled is
         self._timer: IDelayedCall | None = None
@@ -131,7 +95,7 @@ class JournaledQueue(FileQueue):
             return
         try:
             found = recover(self._disk, self.layout, self._journal, self._numbers)
-            if len(self._numbers) < RESERVE:
+            if len(self._numbers) < self._numbers.batch:
                 self._numbers.reserve()
         except OSError as error:
             self._journal.close()
@@ -161,11 +125,11 @@ class JournaledQueue(FileQueue):
         assert self._writer is not None
         if self._settled is not None:
             await self._settled
-        try:
+        with contextlib.suppress(OSError):
             await self._writer.commit()  # what was to be accepted is, or is not, by now
+        await self._settle(list(self._live))
+        if self._writer.broken is not None:
             await self._settle(list(self._live))
-        except OSError as error:
-            _log.error("{count} messages stay in the journal: {error}", count=len(self._live), error=error)
         await self._writer.stop()
         self._journal.close()
         for live in self._live.values():
@@ -177,13 +141,9 @@ class JournaledQueue(FileQueue):
     def begin(self, origin: Origin) -> Any:
         if self._writer is None or self._stopping:
             return super().begin(origin)
-        return _IncomingEntry(self, origin)
+        return IncomingEntry(origin, self._accept, super().begin)
 
-    def begin_file(self, origin: Origin) -> IncomingFile:
-        """A message that becomes a file at once."""
-        return super().begin(origin)
-
-    def accept(self, origin: Origin, blocks: list[bytes], envelope: Envelope) -> Deferred[Accepted] | None:
+    def _accept(self, origin: Origin, blocks: list[bytes], envelope: Envelope) -> Deferred[Accepted] | None:
         """Accept a whole message by a record of the journal; None when it has to become a file."""
         writer = self._writer
         refusal = envelope_error(envelope)
@@ -191,25 +151,28 @@ class JournaledQueue(FileQueue):
             return fail(refusal)
         if writer is None or writer.broken is not None or self._stopping or self._is_full():
             return None
-        if sum(map(len, envelope.recipients)) > MEMORY_LIMIT:
-            return None
         number = self._numbers.take()
-        if len(self._numbers) < FEW_NUMBERS:
+        if len(self._numbers) < self._numbers.batch // 2:
             self._reserve()
         if number is None:
             return None
         now = self._reactor.seconds()
         message = b"".join((queue_received(number, origin.how, now), *blocks))
         entry = Entry(number, now, format_envelope(origin.uid, number, envelope), message)
+        record = records.accept(entry)
+        if len(record.payload) > self._largest:
+            self._numbers.give_back(number)
+            return None
         self._octets += len(message)
-        return Deferred.fromCoroutine(self._accept(writer, entry, envelope.sender))
+        return Deferred.fromCoroutine(self._commit(writer, entry, record, envelope.sender))
 
-    async def _accept(self, writer: JournalWriter, entry: Entry, sender: bytes) -> Accepted:
+    async def _commit(self, writer: JournalWriter, entry: Entry, record: Record, sender: bytes) -> Accepted:
         try:
-            generation = await writer.commit(records.accept(entry))
+            generation = await writer.commit(record)
         except OSError as error:
             # The number is not given back: nobody knows whether the record is on the disk.
             self._octets -= len(entry.message)
+            self._later()
             raise QueueError(WRITE_ERROR, f"the journal: {error}") from error
         self._known = generation
         self._live[entry.number] = Live(entry, generation, sender)
@@ -223,15 +186,18 @@ class JournaledQueue(FileQueue):
         return len(self._live) >= MOST_MESSAGES or self._octets >= MOST_OCTETS or len(self._generations) > MOST_SEGMENTS
 
     def _reserve(self) -> None:
-        if not self._reserving:
-            self._reserving = True
+        if self._reserving or self._reactor.seconds() < self._reserve_at:
+            return
+        self._reserving = True
 
-            def done(result: Any) -> None:
-                self._reserving = False
-                if result is not None:
-                    _log.failure("no numbers can be reserved", result)
+        def done(result: Any) -> None:
+            self._reserving = False
+            if result is not None:
+                result.trap(OSError, Stopped)
+                self._reserve_at = self._reactor.seconds() + TROUBLE_INTERVAL
+                _log.warn("no numbers can be reserved ({error}): messages go to files", error=result.value)
 
-            self._workers.run(self._numbers.reserve).addBoth(done)
+        self._workers.run(self._numbers.reserve).addBoth(done)
 
     # The queue manager's side.
 
@@ -253,8 +219,13 @@ class JournaledQueue(FileQueue):
             return new
         self._files_have_news = False
         self._listed = now
+        # What the files have of a message in the journal counts for nothing; it may be on its way there, though.
+        live = set(self._live)
         try:
-            return new + await super().todo()
+            found = await super().todo()
+            return list(
+                dict.fromkeys(new + [number for number in found if not (number in live or number in self._live)])
+            )
         except OSError:
             self._new = new + self._new
             self._files_have_news = True
@@ -354,7 +325,9 @@ class JournaledQueue(FileQueue):
 
     # Within.
 
-    def _do(self, number: int, in_memory: Callable[[Live], T], in_files: Callable[[], Deferred[T]]) -> Deferred[T]:
+    def _do(
+        self, number: int, in_memory: Callable[[Live], T | Deferred[T]], in_files: Callable[[], Deferred[T]]
+    ) -> Deferred[T]:
         """One step of a message, wherever it is now."""
         live = self._live.get(number)
         if live is None:
@@ -364,9 +337,10 @@ class JournaledQueue(FileQueue):
             live.waiting.append(waiting)
             return waiting.addCallback(lambda _: self._do(number, in_memory, in_files))
         try:
-            return succeed(in_memory(live))
+            result = in_memory(live)
         except (OSError, ValueError) as error:
             return fail(error)
+        return result if isinstance(result, Deferred) else succeed(result)
 
     def _append(self, live: Live, record: Record) -> None:
         """A step that is in memory at once, and in the journal soon."""
@@ -374,12 +348,30 @@ class JournaledQueue(FileQueue):
         live.entry.apply(record)
         self._writer.append(record)
 
-    def _finish(self, live: Live) -> None:
+    def _finish(self, live: Live) -> Deferred[None] | None:
         assert self._writer is not None
+        if live.spoilt:
+            return Deferred.fromCoroutine(self._finish_spoilt(live))
         number = live.entry.number
         self._writer.append(Record(records.END, number))
         self._forget(live)
         self._numbers.give_back(number)
+        return None
+
+    async def _finish_spoilt(self, live: Live) -> None:
+        """What settling has left goes first: without the journal's word, it would count."""
+        assert self._writer is not None
+        number = live.entry.number
+        waiting = live.waiting = []
+        try:
+            await self._workers.run(unsettle, self._disk, self.layout, self._directory, number)
+            self._writer.append(Record(records.END, number))
+            self._forget(live)
+        finally:
+            live.waiting = None
+            # Not at once: those who wait are to find everything as it is after this step.
+            for one in waiting:
+                self._reactor.callLater(0, one.callback, None)
 
     def _forget(self, live: Live) -> None:
         """The journal need not hold this message any more."""
@@ -405,8 +397,9 @@ class JournaledQueue(FileQueue):
 
     def _settle_resting(self) -> None:
         resting, self._resting = self._resting, []
-        if self._settled is not None or self._stopping:
+        if self._settled is not None or self._trouble or self._stopping:
             self._resting = resting  # when those that are being settled are
+            self._later()
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -415,8 +408,11 @@ class JournaledQueue(FileQueue):
 
     def _later(self) -> None:
         """Look again, as long as there is something to look at."""
-        if self._live and self._timer is None and self._settled is None and not self._stopping:
-            self._timer = self._reactor.callLater(0 if self._resting else SETTLE_INTERVAL, self._look)
+        if self._timer is not None or self._settled is not None or self._stopping:
+            return
+        if self._live or (self._writer is not None and self._writer.broken is not None):
+            seconds = TROUBLE_INTERVAL if self._trouble else 0 if self._resting else SETTLE_INTERVAL
+            self._timer = self._reactor.callLater(seconds, self._look)
 
     def _look(self) -> None:
         self._timer = None
@@ -426,7 +422,7 @@ class JournaledQueue(FileQueue):
         self._begin_settling([*old, *resting])
 
     def _begin_settling(self, numbers: list[int]) -> None:
-        if not numbers:
+        if not numbers and (self._writer is None or self._writer.broken is None):
             self._later()
             return
         self._settled = Deferred()
@@ -442,15 +438,43 @@ class JournaledQueue(FileQueue):
 
     async def _settle(self, numbers: list[int]) -> None:
         """Write messages into files and end them in the journal. One at a time."""
+        assert self._writer is not None
+        self._trouble = False
+        if self._writer.broken is not None:
+            await self._renew()
+            return
         once = list(dict.fromkeys(numbers))
         for start in range(0, len(once), SETTLE_BATCH):
             batch = [self._live[number] for number in once[start : start + SETTLE_BATCH] if number in self._live]
-            await self._settle_batch(batch)
+            await self._settle_batch(batch, self._end)
 
-    async def _settle_batch(self, batch: list[Live]) -> None:
+    async def _renew(self) -> None:
+        """After the disk has failed in the journal: everything becomes files, and the journal begins anew."""
         assert self._writer is not None
+        with contextlib.suppress(OSError):
+            await self._writer.commit()  # those that were accepted before it broke are here when this is answered
+        await self._settle_batch(list(self._live.values()), self._begin_anew)
+        if self._writer.broken is None:
+            _log.info("the journal is in use again")
+
+    async def _end(self, settled: list[Live], failed: int) -> int:
+        assert self._writer is not None
+        return await self._writer.commit(*(Record(records.END, live.entry.number) for live in settled))
+
+    async def _begin_anew(self, settled: list[Live], failed: int) -> int:
+        assert self._writer is not None
+        if failed:
+            raise OSError(errno.EIO, "not all messages could be settled")
+        return await self._writer.renew()
+
+    async def _settle_batch(
+        self, batch: list[Live], end: Callable[[list[Live], int], Coroutine[Any, Any, int]]
+    ) -> None:
+        """`end` makes the journal forget those that were settled, durably; it is told how many were not."""
+        batch = [live for live in batch if live.waiting is None]
         for live in batch:
             live.waiting = []
+            live.spoilt = True
         entries = [live.entry for live in batch]
         if self._fresh is not None:
             self._fresh.update(entry.number for entry in entries if entry.channels is not None)
@@ -459,10 +483,12 @@ class JournaledQueue(FileQueue):
             failed = await self._workers.run(settle, self._disk, self.layout, self._roots, self._directory, entries)
             for number, error in failed.items():
                 _log.error("message {number} stays in the journal: {error}", number=number, error=error)
+            self._trouble = bool(failed)
             settled = [live for live in batch if live.entry.number not in failed]
-            self._known = await self._writer.commit(*(Record(records.END, live.entry.number) for live in settled))
+            self._known = await end(settled, len(failed))
             done = settled
-        except OSError as error:
+        except (OSError, Stopped) as error:
+            self._trouble = True
             _log.error("{count} messages stay in the journal: {error}", count=len(batch), error=error)
         finally:
             waiting = [one for live in batch for one in live.waiting or ()]
@@ -470,9 +496,29 @@ class JournaledQueue(FileQueue):
                 live.waiting = None
             for live in done:
                 self._forget(live)
+            # Not at once: those who wait are to find everything as it is after this step.
             for one in waiting:
-                one.callback(None)
-        for live in done:
-            await self._workers.run(self._numbers.settled, live.entry.number)
+                self._reactor.callLater(0, one.callback, None)
         if any(live.entry.channels is None for live in done):
             self._wake()
+        try:
+            for live in done:
+                await self._workers.run(self._numbers.settled, live.entry.number)
+        except (OSError, Stopped) as error:
+            _log.warn("the file of a number cannot be removed: {error}", error=error)
+
+    def collect_garbage(self) -> Deferred[None]:
+        # A message that is just being settled has a mess file before it has anything else, and its inode may be old.
+        busy = _Either(self._acceptor.busy, self._live)
+        return self._workers.run(self._store.collect_garbage, self._reactor.seconds(), busy)
+
+
+@attrs.frozen
+class _Either:
+    """What is in one of two containers."""
+
+    _one: Container[int]
+    _other: Container[int]
+
+    def __contains__(self, number: object) -> bool:
+        return number in self._one or number in self._other

@@ -21,6 +21,7 @@ class Live:
     sender: bytes
     memory: int | None = None  # descriptor of the message
     waiting: list[Deferred[None]] | None = None
+    spoilt: bool = False  # it could not be settled; there may be files with something of it
 
     def open(self) -> int:
         """Another descriptor of the message, for reading."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 
 from qtwist.files.disk import Disk
-from qtwist.queue.layout import MESS_MODE, message_number
+from qtwist.queue.layout import MESS_MODE, Layout, message_number
 from qtwist.queue.sync import close_quietly, unlink_if_there
 
 #: How many numbers are reserved at a time.
@@ -20,10 +20,12 @@ RESERVE = 64
 
 
 class Numbers:
-    """The numbers that are free for use."""
+    """The numbers that are free for use, of the queue `layout`; `directory` has the files, `batch` are made at once."""
 
-    def __init__(self, disk: Disk, directory: str) -> None:
+    def __init__(self, disk: Disk, layout: Layout, directory: str, batch: int = RESERVE) -> None:
+        self.batch = batch
         self._disk = disk
+        self._layout = layout
         self._directory = directory
         self._free: deque[int] = deque()
         self._sequence = 0
@@ -44,14 +46,15 @@ class Numbers:
                 continue
             status = self._disk.stat(f"{self._directory}/{name}")
             if status.st_ino == number and status.st_size == 0:
-                self._free.append(number)
+                if not self._is_haunted(number):
+                    self._free.append(number)
             else:
                 self._disk.unlink(f"{self._directory}/{name}")
 
-    def reserve(self, count: int = RESERVE) -> None:
+    def reserve(self) -> None:
         """Make more, durably."""
         found = []
-        for _ in range(count):
+        for _ in range(self.batch):
             self._sequence += 1
             path = f"{self._directory}/new.{self._sequence}"
             fd = self._disk.create_exclusive(path, MESS_MODE)
@@ -60,9 +63,21 @@ class Numbers:
             finally:
                 close_quietly(self._disk, fd)
             self._disk.rename(path, f"{self._directory}/{number}")
-            found.append(number)
+            if not self._is_haunted(number):
+                found.append(number)
         self._disk.fsync_directory(self._directory)
         self._free.extend(found)
+
+    def _is_haunted(self, number: int) -> bool:
+        """Whether the queue has something of this number: the envelope of a lost message, or what a crash has brought
+        back. The file that was made keeps everybody from using it (compare Acceptor)."""
+        for room in ("mess", "todo", "info"):
+            try:
+                self._disk.stat(self._layout.path(room, number))
+            except FileNotFoundError:
+                continue
+            return True
+        return False
 
     def holds(self, number: int) -> bool:
         """Whether there is a file for this number. There is none in a copy of a queue."""

@@ -58,10 +58,10 @@ def _settle_all(
     numbers.find(frozenset(before))
     for entry in left:
         if not numbers.holds(entry.number):
-            if not len(numbers):
-                numbers.reserve()
             number = numbers.take()
-            assert number is not None
+            while number is None:
+                numbers.reserve()
+                number = numbers.take()
             entry.number = number
     for start in range(0, len(left), BATCH):
         batch = left[start : start + BATCH]

@@ -7,7 +7,6 @@ anybody work with the files.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 
@@ -48,6 +47,13 @@ def settle(
     return failed
 
 
+def unsettle(disk: Disk, layout: Layout, reserved: str, number: int) -> None:
+    """Remove what was made of a message that could not be settled, and its number's file: it has ended."""
+    for room in (*_ROOMS[::-1], "mess"):
+        unlink_if_there(disk, layout.path(room, number))
+    unlink_if_there(disk, f"{reserved}/{number}")
+
+
 def _write_contents(disk: Disk, layout: Layout, reserved: str, entry: Entry, sync: BatchSync) -> None:
     number = entry.number
     for room in _ROOMS:
@@ -57,14 +63,17 @@ def _write_contents(disk: Disk, layout: Layout, reserved: str, entry: Entry, syn
     try:
         disk.truncate(fd, 0)
         disk.write_all(fd, entry.message)
-        with contextlib.suppress(FileExistsError):
+        try:
             disk.link(path, layout.path("mess", number))
+        except FileExistsError:
+            if disk.stat(layout.path("mess", number)).st_ino != number:
+                raise  # somebody else's message, in a copy of a queue
     except OSError:
         close_quietly(disk, fd)
         raise
     sync.add(number, fd, layout.holder("mess", number))
     if entry.channels is None:
-        _create(disk, layout, "intd", number, TODO_MODE, entry.envelope, None, sync)
+        _create(disk, layout, "intd", number, TODO_MODE, entry.envelope, entry.birth, sync)
         return
     for channel, records in entry.channels.items():
         _create(disk, layout, channel, number, PRIVATE_MODE, bytes(records), entry.due[channel], sync)

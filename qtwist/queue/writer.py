@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
@@ -15,12 +18,18 @@ from qtwist.queue.journal import Journal, Record
 
 _log = Logger()
 
-#: Records that nobody waits for are flushed after so many idle seconds.
+#: Records that nobody waits for are flushed within so many seconds, or when the next one comes after that.
 IDLE = 1.0
 #: Records written in one go.
 BATCH = 2000
 
-_Job = tuple[Sequence[Record], "Deferred[int] | None", int]
+
+@attrs.frozen
+class _Job:
+    records: Sequence[Record] = ()
+    answer: Deferred[int] | None = None
+    oldest: int = 0
+    renew: bool = False
 
 
 class JournalWriter:
@@ -31,6 +40,7 @@ class JournalWriter:
         self._journal = journal
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._ended: Deferred[None] = Deferred()
+        self._since: float | None = None  # when the first record was written that no flush has followed
         self.broken: OSError | None = None
 
     def start(self) -> None:
@@ -40,7 +50,7 @@ class JournalWriter:
 
     def append(self, *records: Record) -> None:
         """Write records soon; nobody waits for them."""
-        self._put((records, None, 0))
+        self._put(_Job(records))
 
     def commit(self, *records: Record) -> Deferred[int]:
         """Write records; fires when they, and all before them, are durable.
@@ -48,12 +58,18 @@ class JournalWriter:
         With a generation that is not after theirs; errbacks with OSError when the disk has failed.
         """
         answer: Deferred[int] = Deferred()
-        self._put((records, answer, 0))
+        self._put(_Job(records, answer))
         return answer
 
     def release(self, oldest: int) -> None:
         """Generations before `oldest` do not count any more."""
-        self._put(((), None, oldest))
+        self._put(_Job(oldest=oldest))
+
+    def renew(self) -> Deferred[int]:
+        """After the disk has failed: begin the journal anew, without what was in it. Answers as :meth:`commit`."""
+        answer: Deferred[int] = Deferred()
+        self._put(_Job(answer=answer, renew=True))
+        return answer
 
     def stop(self) -> Deferred[None]:
         """Fires when all that came is written and flushed."""
@@ -91,11 +107,14 @@ class JournalWriter:
         return batch, True
 
     def _turn(self, batch: list[_Job], stopping: bool) -> None:
-        answers = [answer for _, answer, _ in batch if answer is not None]
-        records = [record for job, _, _ in batch for record in job]
+        answers = [job.answer for job in batch if job.answer is not None]
+        records = [record for job in batch for record in job.records]
+        if any(job.renew for job in batch):
+            self._renew()
         generation = self._journal.generation
-        error = self._write(records, sync=bool(answers) or stopping)
-        oldest = max((job[2] for job in batch), default=0)
+        overdue = self._since is not None and time.monotonic() - self._since >= IDLE
+        error = self._write(records, sync=bool(answers) or stopping or overdue)
+        oldest = max((job.oldest for job in batch), default=0)
         if oldest:
             self._journal.release(oldest)
         if answers:
@@ -104,19 +123,33 @@ class JournalWriter:
             self._reactor.callFromThread(self._ended.callback, None)
 
     def _flush(self) -> None:
-        self._write((), sync=False, flush=True)
+        if self._since is not None:
+            self._write((), sync=True)
 
-    def _write(self, records: Sequence[Record], sync: bool, flush: bool = False) -> OSError | None:
+    def _write(self, records: Sequence[Record], sync: bool) -> OSError | None:
         if self.broken is None:
             try:
                 self._journal.write(records, sync)
-                if flush:
-                    self._journal.flush()
             except OSError as error:
                 # What a flush has lost, it has forgotten: nothing that is written from here on could be trusted.
                 self.broken = error
                 _log.error("the journal cannot be written: {error}; messages go to files", error=error)
+            except Exception as error:  # a bug must not end this thread, for then all sessions would wait for ever
+                self.broken = OSError(errno.EIO, repr(error))
+                _log.failure("the journal failed in an unexpected way")
+        if sync or self.broken is not None:
+            self._since = None
+        elif records and self._since is None:
+            self._since = time.monotonic()
         return self.broken
+
+    def _renew(self) -> None:
+        try:
+            self._journal.open()
+        except OSError as error:
+            self.broken = error
+        else:
+            self.broken = None
 
     def _report(self, answers: list[Deferred[int]], result: Any) -> None:
         for answer in answers:

@@ -15,13 +15,20 @@ from qtwist.remote import reports
 from qtwist.remote.client import Connection, Message, Outcome, Trouble, Unreadable, connect
 from qtwist.remote.hosts import Host
 from qtwist.remote.pool import Key, Pool
-from qtwist.remote.qmtp import PORT as QMTP_PORT
 from qtwist.remote.qmtp import Package, QMTPConnection, is_qmtp_preference
+from qtwist.remote.routes import QMTP_PORT
 from qtwist.remote.tcpto import TimeoutTable
 from qtwist.wire.smtp_client import Broken, Refused, TooLarge, Transaction
 
 MAX_SESSIONS = 5
 """Servers that may refuse a session, or let it die, before the delivery is put off: each may take its full timeout."""
+
+
+QMTP_BACK_OFF = 3600
+"""Seconds for which a port where nobody answered is not asked for QMTP again."""
+
+MAX_REMEMBERED = 10_000
+"""How many such ports are remembered."""
 
 
 @attrs.frozen
@@ -45,6 +52,7 @@ class Carrier:
         self._clock = clock
         self._table = table
         self._pool = pool
+        self._without_qmtp: dict[tuple[str, int], float] = {}  # where nobody answered, and until when that counts
 
     async def carry(
         self,
@@ -93,14 +101,20 @@ class Carrier:
     async def _by_qmtp(
         self, address: str, port: int, package: Package, message: Message, terms: Terms
     ) -> Report | None:
-        """The report of a package; None when there is no connection."""
-        if self._table.skip(address)[0]:
+        """The report of a package; None when there is no connection, which says nothing of SMTP."""
+        now = self._clock.seconds()
+        if self._table.skip(address)[0] or self._without_qmtp.get((address, port), 0) > now:
             return None
         connection = QMTPConnection(package, message, terms.timeoutremote, self._clock)
         try:
             await connect(self._reactor, self._clock, address, port, terms.timeoutconnect, connection)
         except (ConnectTimeout, ConnectError):
-            return None  # says nothing about the host: SMTP may be answered
+            # A firewall that lets nothing but port 25 pass must not cost its patience for every message.
+            if len(self._without_qmtp) >= MAX_REMEMBERED:
+                self._without_qmtp.clear()
+            self._without_qmtp[address, port] = now + QMTP_BACK_OFF
+            return None
+        self._without_qmtp.pop((address, port), None)
         return reports.qmtp(address, await connection.result)
 
     async def _open(self, key: Key, terms: Terms) -> Connection | None:

@@ -15,9 +15,6 @@ from zope.interface import implementer
 from qtwist.remote.client import BLOCK, Message
 from qtwist.wire.qmtp_client import ADDRESS_LIMIT, AnswerReader, head, tail
 
-#: Where QMTP servers listen.
-PORT = 209
-
 
 @attrs.frozen
 class Package:

@@ -10,6 +10,7 @@ import attrs
 from qtwist.mail.constmap import suffixes
 
 SMTP_PORT = 25
+QMTP_PORT = 209
 
 _PORT = re.compile(rb"[0-9]{1,5}")
 
@@ -64,3 +65,31 @@ def find_relay(routes: Mapping[bytes, bytes], host: bytes, port: int = SMTP_PORT
         if value is not None:
             return parse_relay(value, port)
     return Relay(b"", port)
+
+
+@attrs.frozen
+class Route:
+    """Where mail goes: the relay for SMTP, and the port where its hosts are asked to speak QMTP first, if any."""
+
+    relay: Relay
+    qmtp_port: int | None = None
+
+
+def find_route(smtp: Mapping[bytes, bytes], qmtp: Mapping[bytes, bytes], host: bytes) -> Route:
+    """The route for `host` by control/smtproutes and control/qmtproutes, which counts first (spec/related.md §13.1).
+
+    RouteError, with the name of the file in front of its text.
+    """
+    relay = _named("smtproutes", smtp, host, SMTP_PORT)
+    other = _named("qmtproutes", qmtp, host, QMTP_PORT)
+    if not other.host:
+        return Route(relay)
+    # The same relay may stand in smtproutes with a port for SMTP.
+    return Route(relay if relay.host == other.host else Relay(other.host), other.port)
+
+
+def _named(file: str, routes: Mapping[bytes, bytes], host: bytes, port: int) -> Relay:
+    try:
+        return find_relay(routes, host, port)
+    except RouteError as error:
+        raise RouteError(file, *error.args) from error

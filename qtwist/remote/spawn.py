@@ -26,9 +26,8 @@ from qtwist.remote.hosts import Shuffle
 from qtwist.remote.lookup import find_hosts
 from qtwist.remote.own import OwnAddresses
 from qtwist.remote.pool import Pool
-from qtwist.remote.qmtp import PORT as QMTP_PORT
 from qtwist.remote.qmtp import Package
-from qtwist.remote.routes import Relay, RouteError, find_relay
+from qtwist.remote.routes import RouteError, find_route
 from qtwist.remote.tcpto import TimeoutTable
 from qtwist.wire.smtp_client import Transaction
 
@@ -138,28 +137,23 @@ class RemoteSpawner:
             return reports.BAD_SENDER
         settings = self._read_settings()
         try:
-            relay = find_relay(settings.routes, host)
-        except RouteError:
-            return reports.unusable_route(host)
-        try:
-            qmtp = find_relay(settings.qmtp_routes, host, QMTP_PORT)
-        except RouteError:
-            return reports.unusable_route(host, b"qmtproutes")
-        if qmtp.host and qmtp.host != relay.host:
-            relay = Relay(qmtp.host)
+            route = find_route(settings.routes, settings.qmtp_routes, host)
+        except RouteError as error:
+            return reports.unusable_route(host, str(error.args[0]).encode())
         try:
             message = Message.read(delivery.fd)
         except OSError:
             return reports.UNREADABLE
-        hosts = await find_hosts(self._resolver, host, relay, self._own.get, self._shuffle)
+        hosts = await find_hosts(self._resolver, host, route.relay, self._own.get, self._shuffle)
         if isinstance(hosts, Report):
             return hosts
         transaction = Transaction(
             _as_path(delivery.sender), (_as_path(delivery.recipient),), message.size, message.eight_bit
         )
         package = Package(delivery.sender, delivery.recipient)
-        qmtp_port = qmtp.port if qmtp.host else None
-        return await self._carrier.carry(transaction, package, message, hosts, relay.port, settings.terms, qmtp_port)
+        return await self._carrier.carry(
+            transaction, package, message, hosts, route.relay.port, settings.terms, route.qmtp_port
+        )
 
     def _read_settings(self) -> Settings:
         """The control files, read again when one of them is not what it was. ControlError when they are of no use."""

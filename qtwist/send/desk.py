@@ -104,7 +104,8 @@ class DeskFactory(Factory):
             numbers = request["numbers"]
             return {"attempts": self.steering.attempts(None if numbers is None else [int(one) for one in numbers])}
         elif operation in (FAIL, DROP):
-            return {"count": await self.steering.settle(int(request["number"]), operation, uid)}
+            number, birth = int(request["number"]), float(request["birth"])
+            return {"count": await self.steering.settle(number, birth, operation, uid)}
         else:
             raise SteeringError(f"unknown operation {operation!r}")
         return {}

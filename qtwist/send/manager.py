@@ -10,8 +10,9 @@ slow disk call for one message does not hold up another. What may run at once is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 from twisted.application.service import Service
@@ -47,6 +48,8 @@ TODO_BATCH = 100
 GIVING_UP = b"This message has been in the queue for too long; there will be no further attempt.\n"
 
 _log = Logger()
+
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -89,7 +92,7 @@ class QueueManager(Service):
         self._rewriter = settings.rewriter
         self.keeper = Keeper(read_holds, self.original)
         self.history = History()
-        self._settling: set[int] = set()  # messages whose pass is over, or which are ending
+        self._settling: Counter[int] = Counter()  # messages whose passes are over, or which are ending: how many times
         self.channels = {
             name: Channel(name, min(settings.concurrency[name], spawners[name].limit)) for name in ("local", "remote")
         }
@@ -183,6 +186,18 @@ class QueueManager(Service):
             for one in channel.passes.values():
                 await self._postpone(one.number, channel.name, now)
         self.log.exiting()
+
+    def attend(self, work: Coroutine[Any, Any, T]) -> Deferred[T]:
+        """Run `work` beside everything else; a stop waits for it."""
+        ended: Deferred[None] = Deferred()
+
+        def end(result: Any) -> Any:
+            self._tasks.discard(ended)
+            ended.callback(None)
+            return result
+
+        self._tasks.add(ended)
+        return Deferred.fromCoroutine(work).addBoth(end)
 
     def _task(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` to its end beside everything else; a stop waits for it."""
@@ -372,11 +387,11 @@ class QueueManager(Service):
         """After anything that changed a pass: end it, or read on, and use the slots."""
         if one.is_over:
             channel.end(one)
-            self._settling.add(one.number)
+            self._settling[one.number] += 1
             try:
                 await self._end_pass(channel, one)
             finally:
-                self._settling.discard(one.number)
+                self._settling -= Counter((one.number,))
         elif one.wants_reading and not self.exiting:
             self._task(self._read(channel, one))
         self._pump()

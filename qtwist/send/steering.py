@@ -22,6 +22,9 @@ DROP = "drop"
 #: Seconds that running deliveries of a message get to end.
 PATIENCE = 20
 
+#: Births that differ by less are the same (seconds): a file's time may be rounded.
+SAME_BIRTH = 0.001
+
 #: The report about a recipient who was failed by hand.
 FAILED = b"The administrator of this mail system has ended the attempts to deliver the message. (#5.0.0)\n"
 
@@ -80,18 +83,28 @@ class Steering:
             for number in (history.numbers() if numbers is None else numbers)
         }
 
-    async def settle(self, number: int, verdict: str, uid: int) -> int:
-        """Fail or drop a message; how many recipients were failed. SteeringError when it was not done.
+    async def settle(self, number: int, birth: float, verdict: str, uid: int) -> int:
+        """Fail or drop the message that has this number and this birth; how many recipients were failed.
 
-        Deliveries that run are waited for. The message ends in the usual way: what it bounces goes to its sender.
+        SteeringError when it was not done. Deliveries that run are waited for. The message ends in the usual way: what
+        it bounces goes to its sender.
         """
         manager = self._manager
         if number in manager.keeper.claimed:
             raise SteeringError(f"message {number}: somebody else is at it")
         manager.keeper.claimed.add(number)
+        # A stop of the daemon waits for it.
+        count: int = await manager.attend(self._settle_claimed(number, birth, verdict, uid))
+        return count
+
+    async def _settle_claimed(self, number: int, birth: float, verdict: str, uid: int) -> int:
+        manager = self._manager
         due: dict[str, float] = {}
         try:
-            due = await self._wait(number)
+            await self._wait(number)
+            due = self._withdraw(number)
+            if not await self._is_it(number, birth):
+                raise SteeringError(f"message {number}: it has ended meanwhile, and its number is another one's")
             manager.log.steered(verdict, number, uid)
             return await self._settle(number, verdict, due)
         except (OSError, ValueError) as error:
@@ -102,21 +115,30 @@ class Steering:
             manager.keeper.claimed.discard(number)
             manager.retry(())
 
-    async def _wait(self, number: int) -> dict[str, float]:
-        """Take the message out of the schedule when nothing of it runs; when its channels would have been due."""
+    async def _wait(self, number: int) -> None:
+        """Until nothing of the message runs."""
         manager = self._manager
         manager.keep_back()
         for _ in range(PATIENCE):
+            if manager.exiting:
+                raise SteeringError(f"message {number}: the daemon is stopping")
             if not manager.is_busy(number):
-                break
+                return
             await deferLater(manager.clock, 1)
-        else:
-            raise SteeringError(f"message {number}: a delivery is running; hold the message, and try again later")
-        due = {name: channel.withdraw(number) for name, channel in manager.channels.items()}
+        raise SteeringError(f"message {number}: a delivery is running; hold the message, and try again later")
+
+    def _withdraw(self, number: int) -> dict[str, float]:
+        """Take the message out of the schedule; when its channels would have been due."""
+        due = {name: channel.withdraw(number) for name, channel in self._manager.channels.items()}
         found = {name: when for name, when in due.items() if when is not None}
         if not found:
             raise SteeringError(f"message {number}: no such message, or it is just ending")
         return found
+
+    async def _is_it(self, number: int, birth: float) -> bool:
+        """Whether the number is still that of the message which was meant: numbers are given anew."""
+        info = await self._manager.queue.info(number)
+        return abs(info.birth - birth) < SAME_BIRTH
 
     async def _settle(self, number: int, verdict: str, due: dict[str, float]) -> int:
         manager = self._manager

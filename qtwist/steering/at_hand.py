@@ -88,7 +88,7 @@ class QueueAtHand:
 
     def settle(self, message: Message, verdict: str) -> None:
         """Fail or drop a message."""
-        if self.ask(op=verdict, number=message.number) is None:
+        if self.ask(op=verdict, number=message.number, birth=message.birth) is None:
             self._stopped.settle(message.number, verdict)
 
     # What is held.

@@ -22,7 +22,7 @@ from qtwist.mail.rewriting import LOCAL, Rewriter
 from qtwist.queue.looking import NEW, Message
 from qtwist.remote.lookup import find_hosts
 from qtwist.remote.own import OwnAddresses
-from qtwist.remote.routes import RouteError, find_relay
+from qtwist.remote.routes import RouteError, find_route
 
 
 def explain(home_path: str, messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -104,10 +104,14 @@ async def explain_remote(home: Home, recipient: bytes) -> list[str]:
     """The route and the hosts that would be tried, in their order."""
     host = recipient.rpartition(b"@")[2]
     try:
-        relay = find_relay(home.control.map("smtproutes") or {}, host)
+        route = find_route(home.control.map("smtproutes") or {}, home.control.map("qmtproutes") or {}, host)
     except RouteError as error:
-        return [f"remote: control/smtproutes cannot be used for {_text(host)}: {error}"]
-    if relay.host:
+        return [f"remote: control/{error.args[0]} cannot be used for {_text(host)}: {error.args[1]}"]
+    relay = route.relay
+    if route.qmtp_port is not None:
+        place = f"{_text(relay.host)}, by QMTP on port {route.qmtp_port}, else by SMTP on port {relay.port}"
+        steps = [f"remote: control/qmtproutes sends {_text(host)} to {place}"]
+    elif relay.host:
         steps = [f"remote: control/smtproutes sends {_text(host)} to {_text(relay.host)}, port {relay.port}"]
     else:
         steps = [f"remote: the DNS decides for {_text(host)}, port {relay.port}"]

@@ -59,9 +59,10 @@ class NullClientTests(DaemonCase):
         """A null client that the server does not know is told so, in the server's words, and for good."""
         self.write_control("qmqpclients", "192.0.2.1\n")
         daemon = self.start()
-        done = self.run_null("inject", self.address, message=b"Subject: x\n\nhello\n")
-        self.assertEqual(done.returncode, 100)
-        self.assertRegex(done.stderr, rb"^qmail-inject: fatal: .*\(#5\.7\.1\)\n$")
+        for size in (6, 20_000_000):
+            done = self.run_null("inject", self.address, message=b"Subject: x\n\n" + b"x" * size)
+            self.assertEqual(done.returncode, 100)
+            self.assertRegex(done.stderr, rb"^qmail-inject: fatal: .*\(#5\.7\.1\)\n$")
         self.assertEqual(self.queued(), [])
         daemon.stop()
         done = self.run_null("inject", self.address, message=b"Subject: x\n\nhello\n")

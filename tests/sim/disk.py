@@ -5,8 +5,8 @@ What the model assumes, and why:
 *Contents.* What was written since the last successful fsync of the file (or sync of the file system) may be gone, be
 there up to any octet, or be there in part: single blocks of 512 or 4096 octets may be lost, and read as zeros where the
 file has grown; marks written in place survive or not each for itself. What is overwritten is torn between sectors of
-512 octets only, as disks write these whole. sync_data keeps nothing of a new size. The size may have grown before the data. This is
-what delayed allocation in ext4 and xfs can leave behind, and more than ext4's data=ordered does.
+512 octets only, as disks write these whole. sync_data keeps nothing of a new size. The size may have grown before the
+data. This is what delayed allocation in ext4 and xfs can leave behind, and more than ext4's data=ordered does.
 
 *Times.* The modification time is any of those that the file had since its last sync.
 
@@ -413,6 +413,9 @@ class SimulatedDisk(Disk):
     def names(self, path: Path) -> list[str]:
         """What a directory holds, sorted."""
         return sorted(self._find(path).entries)
+
+    def mtime_of(self, path: Path) -> float:
+        return self._find(path).mtimes[-1]
 
     def inode_of(self, path: Path) -> int:
         return self._find(path).number

@@ -139,8 +139,8 @@ class SimulatedQueue(FileQueue):
         self._trigger = _NoTrigger()  # type: ignore[assignment]
         self.disk = disk
 
-    def has(self, sent: Sent) -> bool:
-        return False
+    def birth(self, sent: Sent) -> float | None:
+        return None
 
     def mark(self, number: int, channel: str, offset: int) -> Deferred[None]:
         address = self.disk.contents(self.layout.path(channel, number))[offset + 1 :].partition(b"\0")[0]
@@ -159,6 +159,7 @@ class SimulatedJournaledQueue(JournaledQueue):
         self._committer.prepare(tasks)
         self._trigger = _NoTrigger()  # type: ignore[assignment]
         self._tasks = tasks
+        self._numbers.batch = 6
         self._marks: dict[Record, bytes] = {}
 
     def _make_writer(self) -> SimulatedWriter:
@@ -169,20 +170,19 @@ class SimulatedJournaledQueue(JournaledQueue):
 
     def mark(self, number: int, channel: str, offset: int) -> Deferred[None]:
         live = self._live.get(number)
-        if live is None:
-            data = self.disk.contents(self.layout.path(channel, number))
-        else:
-            data = bytes(live.channel(channel))
+        data = self.disk.contents(self.layout.path(channel, number)) if live is None else bytes(live.channel(channel))
         address = data[offset + 1 :].partition(b"\0")[0]
         if live is not None and live.waiting is None:
             self._marks[journal.mark(number, channel, offset)] = address
             return super().mark(number, channel, offset)
         return super().mark(number, channel, offset).addCallback(lambda _: self.marked.add(address))
 
-    def has(self, sent: Sent) -> bool:
-        """Whether this very message is in the journal, preprocessed."""
+    def birth(self, sent: Sent) -> float | None:
+        """When the message was born, if this very one is in the journal, preprocessed."""
         live = self._live.get(sent.number or 0)
-        return live is not None and live.entry.channels is not None and b"token: %d\n" % sent.token in live.entry.message
+        if live is None or live.entry.channels is None or b"token: %d\n" % sent.token not in live.entry.message:
+            return None
+        return live.entry.birth
 
 
 class _JournalReader:
@@ -469,15 +469,21 @@ class Machine:
         number = sent.number
         assert number is not None
         path = self.layout.path("info", number)
-        in_files = self.disk.exists(path) and self.disk.contents(path) == b"F%s\0" % sent.sender
-        if not (in_files or self.queue.has(sent)) or not sent.sender:
+        birth = self.queue.birth(sent)
+        if birth is None and self.disk.exists(path) and self.disk.contents(path) == b"F%s\0" % sent.sender:
+            birth = self.disk.mtime_of(path)
+        if birth is None or not sent.sender:
             return
         sent.settled = "both" if sent.settled not in (None, verdict) else verdict
         if verdict == "fail":
             self._failed.update(sent.recipients)
-        settled = Deferred.fromCoroutine(Steering(self.manager).settle(number, verdict, 0))
+        settled = Deferred.fromCoroutine(self._settle(number, verdict))
         settled.addErrback(lambda failure: self.log.append(f"steering: {failure.value}"))
         self._steering.append(settled)
+
+    async def _settle(self, number: int, verdict: str) -> int:
+        birth = (await self.queue.info(number)).birth
+        return await Steering(self.manager).settle(number, birth, verdict, 0)
 
     def _accepted(self, accepted: Accepted, sent: Sent) -> None:
         sent.state = ACCEPTED

@@ -264,8 +264,8 @@ class SimulatedWriter(JournalWriter):
             self._idle.cancel()
         self._idle = self._clock.callLater(IDLE, self._tasks.add, "journal", self._flush, lambda _: None)
 
-    def _write(self, records: Sequence[Record], sync: bool, flush: bool = False) -> OSError | None:
-        error = super()._write(records, sync, flush)
+    def _write(self, records: Sequence[Record], sync: bool) -> OSError | None:
+        error = super()._write(records, sync)
         if error is None:
             self._written(records)
         return error

@@ -1,0 +1,140 @@
+"""The contract (doc/durability.md) holds with the journal in front of the files, wherever the machine stops.
+
+As `test_machine.py`, but every queue here is a JournaledQueue with segments of 16 KiB and six numbers at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+import attrs
+from hypothesis import HealthCheck, given, settings
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.sim.disk import Model
+from tests.sim.machine import Life, Machine, SimulatedJournaledQueue, Stop
+from tests.sim.stories import EVERYBODY, FAILURES, Story, count_calls, one_message, stop_everywhere, stories
+
+SLOW = FAILURES[3:]
+
+
+def story(*actions: tuple[Any, ...], **how: Any) -> Story:
+    return Story([Life(actions)], journal=True, **how)
+
+
+def send(*kinds: tuple[bytes, bytes], size: int = 10, sender: bytes = b"ok") -> tuple[Any, ...]:
+    return ("send", sender, kinds, size)
+
+
+SETTLE = ("settle",)
+
+
+class JournalCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.home = os.path.abspath(self.mktemp())
+        os.mkdir(self.home)
+
+    def stop_everywhere(self, one: Story, seeds: int = 1, **how: Any) -> None:
+        self.assertGreater(stop_everywhere(self.home, one, range(seeds), **how), 50)
+
+    def fail_everywhere(self, one: Story, codes: tuple[int, ...] = (errno.EIO,)) -> None:
+        """Each disk call of the first life fails once; then power is lost, or the processes die, or it ends well."""
+        for code in codes:
+            for at in range(1, count_calls(self.home, one) + 1):
+                stop = (Stop(), Stop(power=False), Stop(power=False, clean=True))[at % 3]
+                life = attrs.evolve(one.lives[0], fault=(at, code), stop=stop)
+                attrs.evolve(one, lives=[life], seed=one.seed + at).tell(self.home)
+
+
+class StopEverywhere(JournalCase):
+    def test_to_everybody(self) -> None:
+        for model in Model:
+            self.stop_everywhere(one_message(EVERYBODY, model=model, journal=True), 2)
+
+    def test_failures(self) -> None:
+        """Recipients that fail at once or later, and the notice about them; what is deferred is settled."""
+        for model in Model:
+            for shared in (True, False):
+                self.stop_everywhere(one_message(FAILURES, model=model, shared_sync=shared, journal=True))
+
+    def test_segments(self) -> None:
+        """Segments fill up and are used again while older messages are still on their way; so are numbers."""
+        large = (send(EVERYBODY[2], size=5000), SETTLE)
+        self.stop_everywhere(story(send(*SLOW), *large * 12, ("advance", 7), *large * 3, model=Model.POSIX))
+
+    def test_settled_when_old(self) -> None:
+        """A message that is not done after some seconds, before and after it is preprocessed."""
+        actions = [("hold", 1, True), send(*EVERYBODY), SETTLE, send(*EVERYBODY), ("advance", 9)]
+        for model in Model:
+            self.stop_everywhere(story(*actions, model=model, interleaved=True))
+
+    def test_large_beside_small(self) -> None:
+        actions = [send(EVERYBODY[0], size=70_000), send(*EVERYBODY), send(EVERYBODY[2], size=70_000), SETTLE]
+        self.stop_everywhere(story(*actions, model=Model.POSIX, interleaved=True))
+
+    def test_stopped_in_order(self) -> None:
+        """TERM settles everything; cut off anywhere, and the next start settles the rest, cut off again."""
+        actions = (send(*EVERYBODY), send(*SLOW), SETTLE, send(*EVERYBODY))
+        one = story(*actions, model=Model.POSIX)
+        last = count_calls(self.home, one)
+        for at in range(40, last + 1, 2):
+            first = Life(actions, Stop(at % 4 > 0, at, clean=True))
+            for later in range(1 + at % 5, 60, 5):
+                attrs.evolve(one, lives=[first, Life((SETTLE,), Stop(at=later))], seed=at).tell(self.home)
+
+    def test_killed(self) -> None:
+        """Nothing is forgotten, but what the writer's thread had not written yet."""
+        self.stop_everywhere(one_message(EVERYBODY + FAILURES, journal=True), power=False)
+
+    def test_fail_and_drop(self) -> None:
+        for verdict in ("fail", "drop"):
+            self.stop_everywhere(story(send(*SLOW, *SLOW), SETTLE, ("steer", verdict, 0), SETTLE, model=Model.POSIX))
+
+
+class Faults(JournalCase):
+    """Each disk call fails once. The journal is begun anew after that, and messages go to files meanwhile."""
+
+    def test_everybody(self) -> None:
+        for model in Model:
+            self.fail_everywhere(
+                story(send(*EVERYBODY), SETTLE, send(*EVERYBODY), ("advance", 9), send(*FAILURES), model=model)
+            )
+
+    def test_held(self) -> None:
+        """While messages are settled, not yet preprocessed."""
+        actions = [send(*EVERYBODY), send(*SLOW), ("steps", 60), ("advance", 9), send(*EVERYBODY), ("advance", 100)]
+        self.fail_everywhere(story(*actions, model=Model.POSIX, shared_sync=False, interleaved=True))
+
+    def test_renewed(self) -> None:
+        """After the disk has failed once in it, the journal is used again before long, and no earlier record counts."""
+        machine = Machine(self.home, queue=SimulatedJournaledQueue)
+        failed: list[str] = []
+
+        def fail(operation: str) -> None:
+            if operation == "sync_data" and not failed and machine.sent:
+                failed.append(operation)
+                raise OSError(errno.EIO, "")
+
+        machine.disk.watch = fail
+        machine.live(Life([send(*EVERYBODY), SETTLE, ("advance", 9), send(*EVERYBODY), SETTLE], Stop(power=False)))
+        self.assertEqual([one.state for one in machine.sent], ["refused", "accepted"])
+        self.assertIsNone(machine.queue._writer.broken)
+        machine.live(Life((), Stop(clean=True)), to_the_end=True)
+        self.assertEqual({one.content.count(b"token: 0") for one in machine.attempts}, {0})
+
+
+class Stories(JournalCase):
+    @settings(
+        max_examples=120,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+    )
+    @given(stories)
+    def test_stories(self, one: Story) -> None:
+        """Any mail, any decisions, faults and stops, in any order."""
+        attrs.evolve(one, journal=True).tell(self.home)
