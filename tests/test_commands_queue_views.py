@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pwd
 import struct
 import time
 
@@ -148,6 +149,8 @@ class ShowctlTests(QueueCase):
         """§22: what scripts look for, letter by letter."""
         os.mkdir(self.path("alias"))
         uid, gid = os.stat(self.path("queue")).st_uid, os.stat(self.path("queue")).st_gid
+        if os.geteuid() == 0:
+            os.chown(self.home, 65534, -1)  # a home of one account
         self.assertEqual(
             self.sections()[0],
             [
@@ -160,6 +163,18 @@ class ShowctlTests(QueueCase):
                 b"group ids: %d, %d." % (gid, gid),
             ],
         )
+
+    def test_accounts(self) -> None:
+        """In a home of root's, the roles have accounts of their own: qmail's, or those of control/accounts."""
+        if os.geteuid() != 0:
+            self.skipTest("needs a home of root's")
+        roles = ("qmaild", "qmaill", "qmailp", "qmailq", "qmailr", "qmails")
+        self.write("control/accounts", b"".join(b"%b:nobody\n" % role.encode() for role in roles))
+        nobody = pwd.getpwnam("nobody")
+        *_, users, groups = self.sections()[0]
+        ids = (nobody.pw_uid, nobody.pw_uid, 0, *[nobody.pw_uid] * 4)
+        self.assertTrue(users.endswith(b", " + b", ".join(b"%d" % uid for uid in ids) + b"."), users)
+        self.assertEqual(groups, b"group ids: %d, %d." % (nobody.pw_gid, nobody.pw_gid))
 
     def test_order(self) -> None:
         """§22: qmail's files in qmail's order, ours behind them, and unknown ones at the end."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pwd
 import sys
 
 from qtwist.commands.base import TEMPORARY, answer_help, home
 from qtwist.commands.streams import emit, shown
 from qtwist.control import CONTROL_FILES, Control, ControlError, ControlFile
+from qtwist.control_reading import read, split_lines
 from qtwist.control_table import COLON_LIST, INTEGER, LINE, LIST, TEXT
 
 TYPE_CHECKING = False
@@ -72,18 +75,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+#: In qmail's order, behind alias.
+_ROLES = ("qmaild", "qmaill", "root", "qmailp", "qmailq", "qmailr", "qmails")
+
+
 def setup(path: str) -> Iterator[bytes]:
-    """The lines about the home itself. One account plays all of qmail's roles: the owner of the queue."""
+    """The lines about the home itself. In a home of root's, roles have accounts; else the queue's owner plays all."""
     queue = os.path.join(path, "queue")
     owner, group = _owner(queue)
     alias, _ = _owner(os.path.join(path, "alias"))
+    users = dict.fromkeys(_ROLES, (owner, group))
+    if _owner(path)[0] == 0:
+        users |= _accounts(path)
+        users["root"] = (0, 0)
     yield b"qmail home directory: %b.\n" % shown(path)
     yield b"user-ext delimiter: -.\n"
     yield b"paternalism (in decimal): %d.\n" % _PATERNALISM
     yield b"silent concurrency limit: %d.\n" % _LIMIT
     yield b"subdirectory split: %d.\n" % _split(queue)
-    yield b"user ids: %d, %b.\n" % (alias, b", ".join([b"%d" % owner] * 7))
-    yield b"group ids: %d, %d.\n" % (group, group)
+    yield b"user ids: %b.\n" % b", ".join([b"%d" % uid for uid in (alias, *(users[role][0] for role in _ROLES))])
+    yield b"group ids: %d, %d.\n" % (users["qmaild"][1], users["qmailq"][1])
+
+
+def _accounts(path: str) -> dict[str, tuple[int, int]]:
+    """User and group of those roles whose accounts there are, by qmail's names or those of control/accounts."""
+    names = {role: role for role in _ROLES}
+    for _, line in split_lines(read(os.path.join(path, "control", "accounts")) or b""):
+        key, _, name = line.partition(b":")
+        names[os.fsdecode(key)] = os.fsdecode(name)
+    found = {}
+    for role in _ROLES:
+        with contextlib.suppress(KeyError):
+            entry = pwd.getpwnam(names[role])
+            found[role] = entry.pw_uid, entry.pw_gid
+    return found
 
 
 def _owner(path: str) -> tuple[int, int]:

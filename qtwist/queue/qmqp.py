@@ -131,8 +131,11 @@ class _Spool:
             if self._file is None:
                 from tempfile import TemporaryFile  # slow to import, and most messages do without
 
-                self._file = TemporaryFile()  # noqa: SIM115  # close() does
-            self._file.write(block)
+                # Without a buffer, so that a full disk is told here, and not by close().
+                self._file = TemporaryFile(buffering=0)  # noqa: SIM115  # close() does
+            rest = memoryview(block)
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
             raise QueueRefused(WRITE_TROUBLE) from error
 
