@@ -469,7 +469,7 @@ class SpoolTests(QMQPCase):
             self.assertEqual(server.request, encode(encode(b"x" * (size - 5) + b"12345") + b"3:a@b,3:c@d,3:e@f,"))
 
     def test_full_disk(self) -> None:
-        def no_space() -> Any:
+        def no_space(**_options: Any) -> Any:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         self.patch(tempfile, "TemporaryFile", no_space)
