@@ -187,6 +187,58 @@ class JournalTests(JournalCase):
         journal.write([Record(records.END, 1)], sync=False)
         self.assertEqual(calls, ["pwrite"])
 
+    def test_rotation(self) -> None:
+        """The first record of a segment is durable before anything stands behind it."""
+        calls: list[str] = []
+        journal, _ = self.opened(WatchedDisk(calls.append))
+        journal.write([Record(records.BOUNCE, 1, bytes(2500))], sync=True)
+        journal.write([Record(records.BOUNCE, 1, bytes(2500))], sync=True)
+        journal.release(journal.generation)
+        del calls[:]
+        journal.write([Record(records.BOUNCE, 1, bytes(2500))], sync=True)
+        self.assertEqual(calls, ["sync_data", "pwrite", "sync_data", "pwrite", "sync_data"])
+
+    def test_failed_segment(self) -> None:
+        """Begun anew after the disk has failed: not in the same segment, and nothing from before counts."""
+        trouble = Trouble(10**9)
+        journal, _ = self.opened(WatchedDisk(trouble))
+        before = set(os.listdir(self.directory))
+        trouble.first = trouble.calls + 2  # the flush
+        self.assertRaises(OSError, journal.write, [Record(records.END, 1)], True)
+        journal.open()
+        journal.write([Record(records.END, 2)], sync=True)
+        self.assertFalse(before & set(os.listdir(self.directory)))
+        other = Journal(RealDisk(), self.directory, SMALL)
+        self.addCleanup(other.close)
+        self.assertEqual(other.read(), [Record(records.END, 2)])
+
+    def test_segment_of_another_size(self) -> None:
+        """What a crash has left of a segment that was being made, and a longer one with records."""
+        long, _ = self.opened()
+        long._size = 2 * SMALL
+        long.open()
+        wanted = [Record(records.BOUNCE, number, bytes(900)) for number in range(6)]
+        long.write(wanted, sync=True)
+        with open(f"{self.directory}/7.segment", "wb") as file:
+            file.write(bytes(100))
+        _, found = self.opened()
+        self.assertEqual(found, wanted)
+        self.assertEqual({os.path.getsize(f"{self.directory}/{name}") for name in os.listdir(self.directory)}, {SMALL})
+
+    def test_record_too_large(self) -> None:
+        """Never written in part, or beyond the end, where nobody would read it."""
+        journal, _ = self.opened()
+        self.assertRaises(OSError, journal.write, [Record(records.BOUNCE, 1, bytes(SMALL))], True)
+        self.assertTrue(all(os.path.getsize(f"{self.directory}/{one}") == SMALL for one in os.listdir(self.directory)))
+
+    def test_first_record(self) -> None:
+        """A segment that does not begin as one does is told, and not guessed at."""
+        with open(f"{self.directory}/1.segment", "wb") as file:
+            file.write(pack(Record(records.END, 1), 5).ljust(SMALL, b"\0"))
+        journal = Journal(RealDisk(), self.directory, SMALL)
+        self.addCleanup(journal.close)
+        self.assertRaises(ValueError, journal.read)
+
     def test_failing_disk(self) -> None:
         trouble = Trouble(10**9, lasting=True)
         journal, _ = self.opened(WatchedDisk(trouble))
@@ -211,6 +263,19 @@ class NumbersTests(SynchronousTestCase):
         assert taken[0] is not None
         numbers.give_back(taken[0])
         self.assertEqual(numbers.take(), taken[0])
+
+    def test_haunted(self) -> None:
+        """A number of which the queue has something is not used: the envelope of a lost message, or one of a copy."""
+        numbers = Numbers(RealDisk(), self.layout, self.directory, 3)
+        numbers.reserve()
+        taken = [numbers.take() or 0 for _ in range(3)]
+        for room, number in zip(("mess", "todo", "info"), taken, strict=True):
+            with open(self.layout.path(room, number), "w"):
+                pass
+        other = Numbers(RealDisk(), self.layout, self.directory, 3)
+        other.find(frozenset())
+        self.assertIsNone(other.take())
+        self.assertEqual(sorted(os.listdir(self.directory)), sorted(map(str, taken)))
 
     def test_find(self) -> None:
         """After a restart: free files serve again, what is a message by now or a copy does not."""
@@ -314,6 +379,19 @@ class RecoveryTests(SynchronousTestCase):
         shutil.rmtree(self.layout.holder("mess", self.plain))
         error = self.assertRaises(Unrecoverable, self.recover)
         self.assertIn("2 messages of the journal cannot become files", str(error))
+
+    def test_somebody_elses_message(self) -> None:
+        """mess/N of another inode, in a copy of a queue, is not taken for this message."""
+        with open(self.layout.path("mess", self.plain), "w") as file:
+            file.write("other")
+        self.assertRaises(Unrecoverable, self.recover)
+        with open(self.layout.path("mess", self.plain)) as file:
+            self.assertEqual(file.read(), "other")
+
+    def test_birth(self) -> None:
+        """A message that was not preprocessed keeps its birth, and with it its last day."""
+        self.recover()
+        self.assertEqual(os.stat(self.layout.path("todo", self.plain)).st_mtime, 1000.5)
 
     def test_copied_queue(self) -> None:
         """In a copy, inode numbers are others: the messages get numbers that are theirs."""

@@ -185,12 +185,6 @@ class FallbackTests(QMTPCase):
         self.resolver._addresses[b"mx.test"] = ("127.0.0.2",)
         report = await self.deliver()
         self.assertEqual((report.letter, asked), (b"K", [209, self.port]))
-        # Remembered for an hour: a firewall must not cost its patience every time. SMTP goes on as it was.
-        await self.deliver()
-        self.assertEqual(asked.count(209), 1)
-        self.clock.advance(3600)
-        await self.deliver()
-        self.assertEqual(asked.count(209), 2)
 
     def test_preferences(self) -> None:
         """§13.1: 12801, 12817, … 13041."""

@@ -692,12 +692,12 @@ class ConnectTests(SynchronousTestCase):
         self.table = TimeoutTable(self.path, self.reactor.seconds, lambda: 0)
         self.carrier = Carrier(self.reactor, self.reactor, self.table, Pool(self.reactor))
 
-    def carry(self, *addresses: str) -> Deferred[Report]:
+    def carry(self, *addresses: str, qmtp_port: int | None = None) -> Deferred[Report]:
         transaction = Transaction(b"", (b"joe@example.org",), 1, False)
         hosts = [Host(address) for address in addresses]
         terms = Terms(b"me.test", 60, 1200)
         return Deferred.fromCoroutine(
-            self.carrier.carry(transaction, Package(b"", b""), Message(-1, 0, b""), hosts, 25, terms)
+            self.carrier.carry(transaction, Package(b"", b""), Message(-1, 0, b""), hosts, 25, terms, qmtp_port)
         )
 
     def test_connect_timeout(self) -> None:
@@ -713,6 +713,17 @@ class ConnectTests(SynchronousTestCase):
         self.assertTrue(self.table.skip("192.0.2.1")[1])
         self.assertTrue(self.table.skip("2001:db8::1")[1])
         self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_qmtp_back_off(self) -> None:
+        """A port that keeps us waiting is not asked for QMTP again for an hour; a refusal costs nothing."""
+        ports = []
+        for wait in (0, 0, 3600):
+            self.reactor.advance(wait)
+            before = len(self.reactor.tcpClients)
+            self.carry("192.0.2.1", qmtp_port=209)
+            self.reactor.advance(60)
+            ports.append([client[1] for client in self.reactor.tcpClients[before:]])
+        self.assertEqual([209 in asked for asked in ports], [True, False, True])
 
     def test_back_off(self) -> None:
         """After the second timeout the address is not called for about an hour (§15.7)."""

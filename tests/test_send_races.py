@@ -1,7 +1,7 @@
 """Everything that can happen to a running queue manager, in any order, while the disk answers when it likes.
 
-A machine of Hypothesis sends mail, ends deliveries, steers, signals and restarts; it holds up, gives or refuses the
-disk's answers one by one. Whatever it did: nothing raises, every message ends once, no slot and no pass is left behind, and
+Stories of Hypothesis send mail, end deliveries, steer, signal and restart; they hold up, give or refuse the disk's
+answers one by one. Whatever they did: nothing raises, every message ends once, no slot and no pass is left behind, and
 who has a result is not tried again (spec/qmail.md §9, doc/queue.md).
 """
 
@@ -9,19 +9,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
@@ -42,7 +35,8 @@ SLOW = ("todo", "preprocess", "scan", "info", "recipients", "open", "mark", "pos
 BROKEN = ("info", "recipients", "open", "postpone", "finish_channel", "append_bounce", "finish")
 
 LIFETIME = 5000
-LETTERS = (b"K", b"Z", b"D")
+
+Action = tuple[Any, ...]
 
 
 class ReusingQueue(MemoryQueue):
@@ -89,14 +83,14 @@ class Sent:
     verdict: str | None = None
 
 
-class ManagerMachine(RuleBasedStateMachine):
-    """One queue, and the lives of the queue manager on it."""
+class Story:
+    """One queue, and the lives of the queue manager on it, told action by action."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, concurrency: dict[str, int]) -> None:
         self.clock = Clock()
         self.clock.advance(1_000_000_000)
         self.queue = ReusingQueue(self.clock)
+        self.concurrency = concurrency
         self.sent: list[Sent] = []
         self.holds: list[Hold] = []
         self.failures: list[str] = []
@@ -106,10 +100,16 @@ class ManagerMachine(RuleBasedStateMachine):
         self.stopping: Deferred[None] | None = None
         self.restarts = 0
         self.forgot = False  # the disk refused a paragraph until the end of a life: that failure is tried again
-        globalLogPublisher.addObserver(self.observe)
 
-    def teardown(self) -> None:
+    def tell(self, actions: Sequence[Action]) -> None:
+        """Do all of it, then whatever is needed until nothing is left. AssertionError when something is wrong."""
+        globalLogPublisher.addObserver(self.observe)
         try:
+            self.start()
+            for name, *arguments in actions:
+                getattr(self, name)(*arguments)
+                self.go()
+                self.check()
             self.come_to_the_end()
         finally:
             globalLogPublisher.removeObserver(self.observe)
@@ -117,11 +117,6 @@ class ManagerMachine(RuleBasedStateMachine):
     def observe(self, event: LogEvent) -> None:
         if "log_failure" in event:
             self.failures.append(event["log_failure"].getTraceback())
-
-    @initialize(local=st.integers(1, 3), remote=st.integers(0, 3))
-    def begin(self, local: int, remote: int) -> None:
-        self.concurrency = {"local": local, "remote": remote}
-        self.start()
 
     def start(self) -> None:
         self.queue.locked = False
@@ -152,23 +147,21 @@ class ManagerMachine(RuleBasedStateMachine):
 
     # What happens to mail.
 
-    @rule(local=st.integers(0, 2), remote=st.integers(0, 2))
     def send(self, local: int, remote: int) -> None:
         self.go(1)  # no two messages of one number have the same birth
         token = len(self.sent)
         recipients = [b"l%d-%d@here.test" % (token, n) for n in range(local)]
         recipients += [b"r%d-%d@far.test" % (token, n) for n in range(remote)]
-        number = self.queue.send(b"ann%d@x.test" % (token % 2), *recipients, data=b"Token: %d\n\nhello\n" % token)
+        number = self.queue.send(b"ann%d@x.test" % (token % 2), *recipients)
         self.sent.append(Sent(number, self.clock.seconds(), tuple(recipients)))
-        self.go()
 
     def open_deliveries(self) -> list[tuple[ScriptedSpawner, int]]:
         return [(spawner, n) for spawner in self.spawners.values() for n in range(len(spawner.open))]
 
-    @precondition(lambda self: self.open_deliveries())
-    @rule(which=st.integers(0, 20), letter=st.sampled_from(LETTERS))
     def report(self, which: int, letter: bytes) -> None:
         found = self.open_deliveries()
+        if not found:
+            return
         spawner, position = found[which % len(found)]
         delivery, answer = spawner.open.pop(position)
         for sent in self.sent:
@@ -177,41 +170,30 @@ class ManagerMachine(RuleBasedStateMachine):
                 assert not {b"K", b"D"} & set(results), f"{delivery.recipient!r} was tried after {results}"
                 results.append(letter)
         answer.callback(Report(letter, b"text\n"))
-        self.go()
 
-    @rule(seconds=st.sampled_from((1, 10, 130, 500, 3000)))
     def wait(self, seconds: int) -> None:
         self.go(seconds)
 
     # The disk.
 
-    @rule(method=st.sampled_from(SLOW))
-    def grow_slow(self, method: str) -> None:
+    def slow_or_fast(self, method: str) -> None:
         self.queue.slow ^= {method}
 
-    @rule(method=st.sampled_from(BROKEN))
     def break_or_mend(self, method: str) -> None:
         self.queue.broken ^= {method}
 
-    @precondition(lambda self: self.queue.held_up)
-    @rule(which=st.integers(0, 20))
     def answer_one(self, which: int) -> None:
-        self.queue.resume_one(which % self.queue.held_up)
-        self.go()
+        if self.queue.held_up:
+            self.queue.resume_one(which % self.queue.held_up)
 
-    @rule()
     def answer_all(self) -> None:
         self.queue.resume()
-        self.go()
 
     # People and signals.
 
-    @rule()
     def alarm(self) -> None:
         self.manager.retry_all()
-        self.go()
 
-    @rule(kind=st.integers(0, 3), which=st.integers(0, 5))
     def hold(self, kind: int, which: int) -> None:
         if kind < 2:
             self.holds.append(Hold.make(SENDER, b"ann%d@x.test" % kind))
@@ -221,51 +203,44 @@ class ManagerMachine(RuleBasedStateMachine):
             sent = self.sent[which % len(self.sent)]
             self.holds.append(Hold.of_message(sent.number, sent.birth))
         self.steering.reread_holds()
-        self.go()
 
-    @precondition(lambda self: self.holds)
-    @rule(which=st.integers(0, 5), by_signal=st.booleans())
     def release(self, which: int, by_signal: bool) -> None:
-        del self.holds[which % len(self.holds)]
-        (self.manager.reread if by_signal else self.steering.reread_holds)()
-        self.go()
+        if self.holds:
+            del self.holds[which % len(self.holds)]
+            (self.manager.reread if by_signal else self.steering.reread_holds)()
 
-    @precondition(lambda self: self.sent)
-    @rule(which=st.integers(0, 5))
     def retry(self, which: int) -> None:
-        self.steering.retry([self.sent[which % len(self.sent)].number])
-        self.go()
+        if self.sent:
+            self.steering.retry([self.sent[-1 - which % len(self.sent)].number])
 
-    @precondition(lambda self: self.sent)
-    @rule(which=st.integers(0, 5), verdict=st.sampled_from((FAIL, DROP)))
     def settle(self, which: int, verdict: str) -> None:
+        if not self.sent:
+            return
         sent = self.sent[-1 - which % len(self.sent)]
         settled = Deferred.fromCoroutine(self.steering.settle(sent.number, sent.birth, verdict, 0))
         settled.addCallbacks(lambda _: setattr(sent, "verdict", verdict), lambda failure: failure.trap(SteeringError))
         self.settling.append(settled)
-        self.go()
 
-    @precondition(lambda self: self.stopping is None)
-    @rule()
     def term(self) -> None:
-        self.stopping = self.manager.stopService()
-        self.go()
+        if self.stopping is None:
+            self.stopping = self.manager.stopService()
 
-    @precondition(lambda self: self.stopping is not None)
-    @rule()
     def restart(self) -> None:
         """What runs comes to its end, then the next life begins."""
+        self.term()
         self.exhaust()
         assert self.stopping is not None
-        self.expect_fired(self.stopping)
+        stopped: list[Any] = []
+        self.stopping.addBoth(stopped.append)
+        assert stopped == [None], stopped
+        assert [channel.running for channel in self.manager.channels.values()] == [0, 0]
+        assert all(settled.called for settled in self.settling), "a decision goes on after the end"
         self.restarts += 1
         for sent in self.sent if self.forgot else ():
             for recipient, results in sent.results.items():
-                if results[-1] == b"D" and [False, recipient] in self.records(sent.number):
+                if results[-1:] == [b"D"] and [False, recipient] in self.records(sent.number):
                     results.clear()
         self.forgot = False
-        for channel in self.manager.channels.values():
-            assert channel.running == 0
         self.start()
 
     def records(self, number: int) -> list[Any]:
@@ -273,28 +248,22 @@ class ManagerMachine(RuleBasedStateMachine):
 
     # What has to hold.
 
-    @invariant()
-    def watch_the_disk(self) -> None:
-        self.forgot |= self.stopping is not None and "append_bounce" in self.queue.broken
-
-    @invariant()
-    def nothing_raised(self) -> None:
+    def check(self) -> None:
+        """At any time: nothing raised, nobody is delivered to twice at once, the slots are counted."""
         assert not self.failures, self.failures[0]
         for settled in self.settling:
             if settled.called and isinstance(settled.result, Failure):
                 settled.result.raiseException()
-
-    @invariant()
-    def no_recipient_twice(self) -> None:
-        if not hasattr(self, "spawners"):
-            return
         for spawner in self.spawners.values():
             running = [delivery.recipient for delivery, _ in spawner.open if b"-" in delivery.recipient]
             assert len(set(running)) == len(running), running
+            settled = {recipient for sent in self.sent if sent.verdict for recipient in sent.recipients}
+            assert not settled & set(running), f"{settled & set(running)} are tried after the decision"
         for channel in self.manager.channels.values():
             assert 0 <= channel.running <= channel.concurrency, channel.running
-            for one in channel.passes.values():
-                assert one.running >= 0
+            assert all(one.running >= 0 for one in channel.passes.values())
+        assert set(self.manager.keeper._kept_back) <= set(self.queue.messages)
+        self.forgot |= self.stopping is not None and "append_bounce" in self.queue.broken
 
     def exhaust(self) -> None:
         """Give all answers, of the disk and of the deliveries, until there are no more."""
@@ -302,8 +271,8 @@ class ManagerMachine(RuleBasedStateMachine):
         self.queue.broken.clear()
         for _ in range(1000):
             self.queue.resume()
-            found = self.open_deliveries()
-            if found:
+            self.go()
+            if self.open_deliveries():
                 self.report(0, b"K")
             elif self.manager._tasks and self.clock.getDelayedCalls():
                 self.go(10)
@@ -311,26 +280,18 @@ class ManagerMachine(RuleBasedStateMachine):
                 return
         raise AssertionError("it does not come to rest")
 
-    @staticmethod
-    def expect_fired(waiting: Deferred[Any]) -> None:
-        results: list[Any] = []
-        waiting.addBoth(results.append)
-        assert results == [None], results
-
     def come_to_the_end(self) -> None:
-        if not hasattr(self, "spawners"):
-            return
         if self.stopping is not None:
             self.restart()
-        if not self.concurrency["remote"]:
-            return
         self.holds.clear()
         self.steering.reread_holds()
         for _ in range(10):
             self.exhaust()
+            if not self.queue.messages:
+                break
             self.manager.retry_all()
             self.go(2000)
-        self.nothing_raised()
+        self.check()
         queue, manager = self.queue, self.manager
         assert not (queue.messages or queue.infos or queue.files or queue.bounces or queue.envelopes), vars(queue)
         for channel in manager.channels.values():
@@ -341,7 +302,7 @@ class ManagerMachine(RuleBasedStateMachine):
         for number, times in self.begun.items():
             # What the disk would not remove before a restart is ended once more after it.
             assert times <= self.ended[number] <= times + self.restarts, (number, times, self.ended[number])
-        told = b"".join(text for envelope, text in queue.accepted if b"failure notice" in text)
+        told = b"".join(text for _, text in queue.accepted if b"failure notice" in text)
         for sent in self.sent:
             for recipient in sent.recipients:
                 result = (sent.results.get(recipient) or [b""])[-1]
@@ -350,17 +311,43 @@ class ManagerMachine(RuleBasedStateMachine):
                 assert not (result == b"K" and failed), (recipient, sent)
 
 
+def _action(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.tuples(st.just(name), *arguments)
+
+
+_which = st.integers(0, 5)
+_counts = st.sampled_from(((1, 1), (1, 1), (1, 1), (2, 1), (0, 1), (1, 0), (0, 0), (0, 3)))
+_WEIGHTED = (
+    (3, _counts.map(lambda counts: ("send", *counts))),
+    (6, _action("report", _which, st.sampled_from((b"Z", b"Z", b"K", b"D")))),
+    (4, _action("slow_or_fast", st.sampled_from(SLOW))),
+    (1, _action("break_or_mend", st.sampled_from(BROKEN))),
+    (6, _action("answer_one", _which)),
+    (1, _action("answer_all")),
+    (2, _action("wait", st.sampled_from((1, 10, 130, 500, 3000)))),
+    (1, _action("alarm")),
+    (3, _action("retry", _which)),
+    (1, _action("hold", st.integers(0, 3), _which)),
+    (1, _action("release", _which, st.booleans())),
+    (4, _action("settle", st.integers(0, 1), st.sampled_from((FAIL, DROP)))),
+    (1, st.sampled_from((("term",), ("restart",)))),
+)
+actions = st.lists(st.one_of([one for weight, one in _WEIGHTED for _ in range(weight)]), min_size=25, max_size=60)
+concurrency = st.fixed_dictionaries({"local": st.integers(1, 3), "remote": st.integers(1, 3)})
+
+
 class RaceTests(SynchronousTestCase):
-    def test_races(self) -> None:
-        run_state_machine_as_test(
-            ManagerMachine,
-            settings=settings(
-                max_examples=200,
-                stateful_step_count=40,
-                deadline=None,
-                derandomize=True,
-                database=None,
-                suppress_health_check=list(HealthCheck),
-                print_blob=False,
-            ),
-        )
+    @settings(
+        max_examples=300,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+    )
+    @given(concurrency, actions)
+    def test_races(self, concurrency: dict[str, int], actions: Sequence[Action]) -> None:
+        try:
+            Story(concurrency).tell(actions)
+        finally:
+            self.flushLoggedErrors()

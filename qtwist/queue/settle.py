@@ -109,4 +109,5 @@ def _create(
     except OSError:
         close_quietly(disk, fd)
         raise
-    sync.add(number, fd, layout.holder(room, number))
+    # As in S4 intd/N may be missing (§5.3), its name need not last.
+    sync.add(number, fd, layout.holder(room, number) if room != "intd" else None)

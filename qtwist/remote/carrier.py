@@ -25,7 +25,7 @@ MAX_SESSIONS = 5
 
 
 QMTP_BACK_OFF = 3600
-"""Seconds for which a port where nobody answered is not asked for QMTP again."""
+"""Seconds for which a port that kept us waiting in vain is not asked for QMTP again."""
 
 MAX_REMEMBERED = 10_000
 """How many such ports are remembered."""
@@ -108,11 +108,13 @@ class Carrier:
         connection = QMTPConnection(package, message, terms.timeoutremote, self._clock)
         try:
             await connect(self._reactor, self._clock, address, port, terms.timeoutconnect, connection)
-        except (ConnectTimeout, ConnectError):
+        except (ConnectTimeout, TCPTimedOutError):
             # A firewall that lets nothing but port 25 pass must not cost its patience for every message.
             if len(self._without_qmtp) >= MAX_REMEMBERED:
                 self._without_qmtp.clear()
             self._without_qmtp[address, port] = now + QMTP_BACK_OFF
+            return None
+        except ConnectError:
             return None
         self._without_qmtp.pop((address, port), None)
         return reports.qmtp(address, await connection.result)

@@ -29,7 +29,7 @@ avoids what was freed in the last minutes, for the very reason that the old name
 
 *Errors.* When fsync fails, what was to be written is never written, though it can be read until the crash and a later
 fsync succeeds: so do Linux's file systems. What a sync of the file system could not write, a sync by each descriptor
-that is open then reports once more.
+that is open then reports once more. A file that was cut off at its beginning has nothing left that cannot be written.
 
 *Crash.* :meth:`SimulatedDisk.crash` is a power failure; :meth:`SimulatedDisk.kill` is the end of the processes alone,
 after which everything can be read, but is no more durable than before.
@@ -538,6 +538,9 @@ class SimulatedDisk(Disk):
         return len(data)
 
     def _write(self, inode: _Inode, offset: int, data: bytes | None) -> None:
+        if data is None and offset == 0:
+            inode.writes.clear()
+            inode.poisoned = False
         inode.writes.append((offset, data))
         _apply(inode.data, offset, data)
         inode.touch(self._now())

@@ -381,6 +381,8 @@ class Machine:
 
     def _terminate(self) -> None:
         """TERM, and the end of the parts below, as the service does it."""
+        if self.manager.exiting:
+            return
         stopped = self.manager.stopService()
         self.settle()
         while not stopped.called and self.reactor.getDelayedCalls():
@@ -446,6 +448,9 @@ class Machine:
     def _do_jump(self, seconds: float) -> None:
         """The clock is set."""
         self.reactor.rightNow += seconds
+
+    def _do_terminate(self) -> None:
+        self._terminate()
 
     def _do_alarm(self) -> None:
         self.manager.retry_all()
@@ -624,8 +629,11 @@ class Machine:
             self._object(f"{where}: tried again though it was marked as done")
 
     def _may_return(self, sent: Sent) -> bool:
-        """The one window for a refused message: todo/ could not be synced (Acceptor.commit)."""
-        return any(line.startswith(f"refused {sent.token}:") and "code 66" in line for line in self.log)
+        """The windows for a refused message: todo/ could not be synced (Acceptor.commit), or the journal could not."""
+        return any(
+            line.startswith(f"refused {sent.token}:") and ("code 66" in line or "the journal: " in line)
+            for line in self.log
+        )
 
     def _judge_notice(self, attempt: Attempt) -> None:
         sent = self._sent_as(attempt.content)
@@ -682,6 +690,11 @@ class Machine:
             has = {room for room, numbers in rooms.items() if number in numbers}
             if "mess" in has and self.disk.inode_of(self.layout.path("mess", number)) != number:
                 raise Violation(f"mess/{number} is not inode {number}")
+            if number in entries and self.stops == 1 and "mess" in has and has & {"info", "todo"}:
+                # For a daemon that knows nothing of the journal. (Settled once more, it may be in pieces.)
+                whole = self.disk.contents(self.layout.path("mess", number)) == entries[number].message
+                if not whole:
+                    raise Violation(f"message {number} looks as if it were whole")
             if self.model is Model.POSIX or number in entries:
                 continue
             queued = {"mess", "todo"} <= has and "bounce" not in has

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -21,7 +22,7 @@ import attrs
 
 from qtwist.files import disk as files_disk
 from qtwist.interfaces import MessageInfo, RecipientRecord
-from qtwist.queue import accept, files, preprocess
+from qtwist.queue import accept, files, journal, journaled, preprocess, settle
 from qtwist.queue.layout import LayoutError, create_queue, open_layout
 from qtwist.queue.store import Store
 from qtwist.send import manager, steering
@@ -46,9 +47,22 @@ STORIES = (
     Story([Life(_TWO_LIVES)], model=Model.POSIX, shared_sync=False),
 )
 
+_SMALL = [("send", b"ok", EVERYBODY[2:], 5000), ("settle",)]
+_TO_MAILDIR = [("send", b"ok", EVERYBODY[:1], 5000), ("settle",)]
+_OLD = ("send", b"ok", FAILURES[3:], 10)
+
+#: The same for the journal.
+JOURNAL_STORIES = (
+    one_message(FAILURES, model=Model.POSIX, shared_sync=False, journal=True),
+    Story([Life([_OLD, *_SMALL * 12, ("advance", 7), *_SMALL * 5])], model=Model.POSIX, journal=True),
+    Story([Life([("send", b"ok", EVERYBODY, 10), ("steps", 30), ("terminate",)])], model=Model.POSIX, journal=True),
+    Story([Life([_OLD, ("hold", 0, True), *_TO_MAILDIR * 12])], model=Model.POSIX, journal=True),
+)
+
 #: Mutations that nothing can notice, and why they are there.
 KNOWN_SURVIVORS = {
     "queue/accept.py:flush mess": "the commit syncs the file again; this sync is early so that the commit is short",
+    "queue/journal.py:_sync < queue/journal.py:_rotate journal": "one crash in many: test_queue_journal test_rotation",
     "queue/layout.py:create_queue bounce": "a new directory that is still empty; once in the life of a queue",
     "queue/layout.py:create_queue intd": "as bounce",
     "queue/layout.py:create_queue todo": "as bounce",
@@ -63,7 +77,7 @@ def site_of_sync(path: str, home: str) -> str:
         file = frame.f_code.co_filename
         if file.startswith(ROOT + "/qtwist/") and file != files_disk.__file__:
             names.append(f"{file.removeprefix(ROOT + '/qtwist/')}:{frame.f_code.co_name}")
-            if not file.endswith("queue/sync.py"):
+            if not file.endswith("queue/sync.py") and frame.f_code.co_name != "_sync":
                 break
         frame = frame.f_back  # type: ignore[assignment]
     path = os.path.normpath(path)
@@ -96,7 +110,7 @@ def sites(home: str) -> list[str]:
     """Every place that syncs."""
     seen: set[str] = set()
     with syncs_watched(home, None, seen):
-        for story in STORIES:
+        for story in (*STORIES, *JOURNAL_STORIES):
             count_calls(home, story)
     return sorted(seen)
 
@@ -235,6 +249,85 @@ def orphans_kept() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def ended_before_settled() -> Iterator[None]:
+    """The journal forgets a message before its files are durable."""
+    settle_batch = journaled.JournaledQueue._settle_batch
+
+    async def swapped(self: Any, batch: Any, end: Any) -> None:
+        await end(batch, 0)
+        await settle_batch(self, batch, end)
+
+    with mock.patch.object(journaled.JournaledQueue, "_settle_batch", swapped):
+        yield
+
+
+@contextlib.contextmanager
+def info_before_contents() -> Iterator[None]:
+    """info/N and todo/N in the same sync as what they belong to."""
+    contents, head = settle._write_contents, settle._write_head
+
+    def both(*arguments: Any) -> None:
+        contents(*arguments)
+        head(*arguments)
+
+    with mock.patch.multiple(settle, _write_contents=both, _write_head=lambda *_: None):
+        yield
+
+
+@contextlib.contextmanager
+def number_freed_before_end() -> Iterator[None]:
+    """The name that holds the number goes before the journal has forgotten the message."""
+    end = journaled.JournaledQueue._end
+
+    async def swapped(self: Any, settled: Any, failed: int) -> int:
+        for live in settled:
+            await self._workers.run(self._numbers.settled, live.entry.number)
+        return await end(self, settled, failed)
+
+    with mock.patch.object(journaled.JournaledQueue, "_end", swapped):
+        yield
+
+
+@contextlib.contextmanager
+def released_with_messages() -> Iterator[None]:
+    """Segments are used again as soon as they are full."""
+    rotate = journal.Journal._rotate
+
+    def swapped(self: Any) -> None:
+        self.release(self.generation)
+        rotate(self)
+        self.release(self.generation)
+
+    with mock.patch.object(journal.Journal, "_rotate", swapped):
+        yield
+
+
+@contextlib.contextmanager
+def number_given_back_before_end() -> Iterator[None]:
+    """Another message gets the number, and its record stands before the end of this one."""
+    finish = journaled.JournaledQueue._finish
+    late: list[Any] = []
+
+    def swapped(self: Any, live: Any) -> Any:
+        append = self._writer.append
+        with mock.patch.object(self._writer, "append", lambda *records: late.append(records)):
+            result = finish(self, live)
+        self._reactor.callLater(0.5, append, *late.pop())
+        return result
+
+    with mock.patch.object(journaled.JournaledQueue, "_finish", swapped):
+        yield
+
+
+JOURNAL_SWAPS: Sequence[Callable[[], contextlib.AbstractContextManager[None]]] = (
+    ended_before_settled,
+    info_before_contents,
+    number_freed_before_end,
+    released_with_messages,
+    number_given_back_before_end,
+)
+
 SWAPS: Sequence[Callable[[], contextlib.AbstractContextManager[None]]] = (
     envelope_published_before_sync,
     envelope_removed_before_sync,
@@ -282,9 +375,14 @@ def a_new_queue(home: str) -> str | None:
     return None
 
 
+_JOURNAL = re.compile(r"queue/(journal|numbers|recovery|settle)\.py")
+
+
 def judge_site(home: str, site: str, seeds: int) -> str | None:
     with syncs_watched(home, site, set()):
-        return a_new_queue(home) if site.startswith("queue/layout.py") else noticed(home, seeds)
+        if site.startswith("queue/layout.py"):
+            return a_new_queue(home)
+        return noticed(home, seeds, JOURNAL_STORIES if _JOURNAL.search(site) else STORIES)
 
 
 def main(seeds: int) -> int:
@@ -297,9 +395,9 @@ def main(seeds: int) -> int:
             print(f"{'noticed ' if found else 'SURVIVED'} without {site}: {(found or '')[:100]}", flush=True)
             if found is None and site not in KNOWN_SURVIVORS:
                 survivors.append(site)
-        for swap in SWAPS:
+        for swap in (*SWAPS, *JOURNAL_SWAPS):
             with swap():
-                found = noticed(home, seeds)
+                found = noticed(home, seeds, JOURNAL_STORIES if swap in JOURNAL_SWAPS else STORIES)
             print(f"{'noticed ' if found else 'SURVIVED'} {swap.__name__}: {(found or '')[:100]}", flush=True)
             if found is None:
                 survivors.append(swap.__name__)

@@ -20,6 +20,10 @@ _SYNCS = (
     "deliver_to_maildir Maildir",
     "_append Mailbox",
     "_make_file lock",
+    "journal.py:write journal",
+    "journal.py:_create journal",
+    "settle.py:settle info",
+    "settle.py:settle journal",
 )
 
 
@@ -40,6 +44,12 @@ class Mutations(SynchronousTestCase):
         for swap in mutations.SWAPS:
             with swap():
                 self.assertIsNotNone(mutations.noticed(self.home, 2), f"nobody notices {swap.__name__}")
+
+    def test_journal(self) -> None:
+        for swap in mutations.JOURNAL_SWAPS:
+            with swap():
+                found = mutations.noticed(self.home, 2, mutations.JOURNAL_STORIES)
+                self.assertIsNotNone(found, f"nobody notices {swap.__name__}")
 
     def test_survivors(self) -> None:
         """The list of those that may survive has no dead entries."""
