@@ -127,6 +127,7 @@ class Qtwist(Peer):
 
     name = "qtwist"
     port = 2591
+    journal = False
 
     def prepare(self) -> None:
         python = sys.executable
@@ -145,6 +146,8 @@ class Qtwist(Peer):
         self.control("accounts", "".join(f"{role}:{name}\n" for role, name in ACCOUNTS.items()))
         self.control("smtproutes", f":[127.0.0.1]:{SINK_PORT}\n")
         self.control("relayclients", "127.0.0.1\n")
+        if self.journal:
+            self.control("journal", "1\n")
         self.control("concurrencylocal", "50\n")
         self.control("concurrencyremote", "50\n")
 
@@ -154,7 +157,7 @@ class Qtwist(Peer):
 
     def start(self) -> None:
         code = "import sys; sys.argv[0] = 'twistd'; from twisted.scripts.twistd import run; run()"
-        with open(f"{PLACE}/qtwist.log", "wb") as log:
+        with open(f"{PLACE}/{self.name}.log", "wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code, "-n", "--pidfile=", "qtwist", "--home", self.home],
                 env={"PATH": PATH, "PYTHONPATH": CHECKOUT},
@@ -169,6 +172,14 @@ class Qtwist(Peer):
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(PATIENCE)
+
+
+class Journaled(Qtwist):
+    """The same with control/journal."""
+
+    name = "journaled"
+    port = 2593
+    journal = True
 
 
 class Postfix(Peer):
@@ -335,7 +346,7 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=2000)
     parser.add_argument("--octets", type=int, default=4096)
     parser.add_argument("--sessions", default="1,10,50")
-    parser.add_argument("--only", default="qtwist,postfix", help="servers, separated by commas")
+    parser.add_argument("--only", default="qtwist,journaled,postfix", help="servers, separated by commas")
     parser.add_argument("--jobs", default="local,relay")
     options = parser.parse_args()
     if os.geteuid() != 0:
@@ -346,7 +357,7 @@ def main() -> None:
     account(PERSON, f"{DISK}/person")
     for name in ACCOUNTS.values():
         account(name)
-    kinds: list[type[Peer]] = [kind for kind in (Qtwist, Postfix) if kind.name in options.only.split(",")]
+    kinds: list[type[Peer]] = [kind for kind in (Qtwist, Journaled, Postfix) if kind.name in options.only.split(",")]
     with disk(3000) as device:
         peers = []
         for kind in kinds:

@@ -177,6 +177,15 @@ _TABLE = (
     ),
     ControlFile("idhost", LINE, _INJECT, "run", "domain of Message-IDs", b"idhost", True, checks.host),
     ControlFile(
+        "journal",
+        INTEGER,
+        _SEND,
+        "start",
+        "1: a journal in front of the queue's files; not yet for real mail",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "listen", LIST, ("qtwist",), "start", "what is served where: a role and an endpoint", check=checks.listen
     ),
     ControlFile(

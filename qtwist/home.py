@@ -71,7 +71,8 @@ class Home:
     def queue(self) -> IQueue:
         """The queue. StartError when queue/ is not one."""
         try:
-            return JournaledQueue(self.queue_path, self.disk, self.reactor)
+            in_use = bool(self.control.integer("journal"))
+            return JournaledQueue(self.queue_path, self.disk, self.reactor, in_use=in_use)
         except LayoutError as error:
             raise StartError(str(error)) from error
 

@@ -174,6 +174,29 @@ class HoldTests(SteeringCase):
         self.go()
         self.assertEqual(len(self.remote.seen), 2)
 
+    def test_signals_while_it_stops(self) -> None:
+        """What is held, released or made due while due times are being recorded changes nothing of the stop."""
+        self.concurrency = {"local": 1, "remote": 1}
+        self.manager = self.build()
+        self.manager.keeper._read = lambda: Holds(self.held)
+        self.start()
+        for _ in range(3):
+            self.queue.send(b"ann@x.test", b"a@far.test", b"joe@here.test")
+        self.go()
+        self.queue.slow.add("postpone")
+        self.manager.retry_all()
+        stopped = self.manager.stopService()
+        for spawner in (self.local, self.remote):
+            spawner.open[0][1].callback(LATER)
+        while self.queue.held_up:
+            self.held = [] if self.held else [Hold.make(SENDER, b"ann@x.test")]
+            self.manager.reread()
+            self.manager.retry_all()
+            self.queue.resume_one(0)
+        self.successResultOf(stopped)
+        self.assertEqual(self.flushLoggedErrors(), [])
+        self.assertEqual(self.log()[-1], "status: exiting")
+
     def test_retry(self) -> None:
         number = self.deferred_message()
         self.steering.retry([number])

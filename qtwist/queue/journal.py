@@ -108,7 +108,7 @@ class Journal:
         return self._generation
 
     def read(self) -> list[Record]:
-        """All records that count, in the order in which they were written. OSError when a segment cannot be read."""
+        """All records that count, in the order in which they were written, durable now. OSError when the disk fails."""
         segments: list[tuple[int, list[Record]]] = []
         for name in sorted(self._disk.list_directory(self._directory)):
             if name.endswith(_SUFFIX):
@@ -120,6 +120,8 @@ class Journal:
                 segment.usable = size == self._size
                 generation, records = unpack(self._disk.pread(segment.fd, size, 0))
                 if generation:
+                    # A killed process has not flushed all that can be read; it must not be acted upon and then go.
+                    self._disk.sync_data(segment.fd)
                     segments.append((generation, records))
         if not segments:
             return []

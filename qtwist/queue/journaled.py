@@ -63,8 +63,18 @@ class JournaledQueue(FileQueue):
     """A FileQueue whose messages are in the journal first. Where this process does not hold the lock, or memory has no
     files, it is a FileQueue."""
 
-    def __init__(self, directory: str, disk: Disk, reactor: Any, segment_size: int = records.SEGMENT_SIZE) -> None:
+    def __init__(
+        self,
+        directory: str,
+        disk: Disk,
+        reactor: Any,
+        segment_size: int = records.SEGMENT_SIZE,
+        *,
+        in_use: bool = True,
+    ) -> None:
+        """Without `in_use`, everything goes to files; what the journal still holds is settled by :meth:`lock`."""
         super().__init__(directory, disk, reactor)
+        self._in_use = in_use
         self._directory = journal_directory(self.layout)
         self._journal = Journal(disk, self._directory, segment_size)
         self._numbers = Numbers(disk, self.layout, self._directory)
@@ -93,6 +103,8 @@ class JournaledQueue(FileQueue):
         super().lock()
         if not hasattr(os, "memfd_create"):
             return
+        if not self._in_use and not os.path.isdir(self._directory):
+            return
         try:
             found = recover(self._disk, self.layout, self._journal, self._numbers)
             if len(self._numbers) < self._numbers.batch:
@@ -106,6 +118,9 @@ class JournaledQueue(FileQueue):
             return
         for old, new in found:
             _log.info("message {old} was in the journal, and is message {new} in files now", old=old, new=new)
+        if not self._in_use:
+            self._journal.close()
+            return
         self._writer = self._make_writer()
         self._writer.start()
 

@@ -147,6 +147,8 @@ class QueueManager(Service):
 
     def keep_back(self) -> None:
         """Take what is held or claimed out of the open passes; deliveries that run go on."""
+        if self.exiting:
+            return  # nothing is started any more
         for channel in self.channels.values():
             for one in list(channel.passes.values()):
                 self.keeper.sift(one)
@@ -181,7 +183,7 @@ class QueueManager(Service):
             await DeferredList(list(self._tasks))
         now = self.clock.seconds()
         for channel in self.channels.values():
-            for number, due in channel.unrecorded():
+            for number, due in list(channel.unrecorded()):
                 await self._postpone(number, channel.name, due)
             for one in channel.passes.values():
                 await self._postpone(one.number, channel.name, now)
