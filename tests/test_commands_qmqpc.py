@@ -96,13 +96,13 @@ class QMQPCase(CommandCase):
         self, message: bytes = b"message\n", envelope: bytes = ENVELOPE, module: str = "qmqpc", **environ: str
     ) -> int:
         """The exit code of qmail-qmqpc, which prints nothing."""
-        code = f"import os, sys; os.dup2(3, 1); from qtwist.commands.{module} import main; sys.exit(main())"
+        code = f"from qtwist.commands.{module} import main; sys.exit(main())"
         with tempfile.TemporaryFile() as file:
             file.write(envelope)
             file.flush()
             file.seek(0)
             done = subprocess.run(
-                ["/bin/sh", "-c", f'exec "$0" -c "$1" 3<&{file.fileno()}', sys.executable, code],
+                [sys.executable, "-c", f"import os, sys; os.dup2({file.fileno()}, 1); {code}"],
                 check=False,
                 cwd=self.home,
                 env={"PYTHONPATH": PYTHONPATH, "PYTHONDONTWRITEBYTECODE": "1", "QTWISTHOME": self.home, **environ},
