@@ -99,7 +99,7 @@ class Story:
         self.ended: Counter[int] = Counter()
         self.stopping: Deferred[None] | None = None
         self.restarts = 0
-        self.forgot = False  # the disk refused a paragraph until the end of a life: that failure is tried again
+        self.forgot = False  # the disk refused paragraphs: a failure that is in none when a life ends is tried again
 
     def tell(self, actions: Sequence[Action]) -> None:
         """Do all of it, then whatever is needed until nothing is left. AssertionError when something is wrong."""
@@ -263,7 +263,7 @@ class Story:
             assert 0 <= channel.running <= channel.concurrency, channel.running
             assert all(one.running >= 0 for one in channel.passes.values())
         assert set(self.manager.keeper._kept_back) <= set(self.queue.messages)
-        self.forgot |= self.stopping is not None and "append_bounce" in self.queue.broken
+        self.forgot |= "append_bounce" in self.queue.broken
 
     def exhaust(self) -> None:
         """Give all answers, of the disk and of the deliveries, until there are no more."""

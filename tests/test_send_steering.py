@@ -117,6 +117,79 @@ class SettleTests(SteeringCase):
                 self.assertNotIn(number, self.queue.messages)
                 self.assertEqual(self.flushLoggedErrors(), [])
 
+    def test_one_channel_is_being_opened(self) -> None:
+        """The other one waits for its time: the decision is about both."""
+        number = self.deferred_message()
+        self.queue.slow.add("info")
+        self.go(100)  # the local one is due
+        self.queue.slow.clear()
+        result = self.settle(number, FAIL)
+        self.assertNoResult(result)
+        self.queue.resume()
+        self.go(1)
+        self.assertEqual(self.successResultOf(result), 2)
+        tried = [recipient for _, recipient in self.local.seen + self.remote.seen]
+        self.assertEqual(tried, [b"joe@here.test", b"a@far.test", b"ann@far.test"])  # the last is told of it
+
+    def test_one_channel_is_ending(self) -> None:
+        """One pass has ended, the other one has not yet recorded when it is due again."""
+        self.local.answers[b"joe@here.test"] = LATER
+        self.start()
+        number = self.queue.send(b"ann@far.test", b"a@far.test", b"joe@here.test")
+        self.queue.slow.add("postpone")
+        self.go()
+        self.queue.slow.clear()
+        self.queue.resume_one(1)  # the remote pass goes on
+        self.remote.open[0][1].callback(Report.success())
+        result = self.settle(number, FAIL)
+        self.assertNoResult(result)
+        self.queue.resume()
+        self.go(1)
+        self.assertEqual(self.successResultOf(result), 1)
+
+    def test_number_of_another_message(self) -> None:
+        """While deliveries are waited for, the message may end, and its number be given to another one."""
+        self.remote.answers[b"b@far.test"] = LATER
+        self.start()
+        number = self.queue.send(b"ann@far.test", b"a@far.test")
+        self.go()
+        result = self.settle(number, DROP)
+        self.remote.open[0][1].callback(Report.success())
+        self.queue._next = number - 1
+        self.clock.advance(0.5)
+        self.assertEqual(self.queue.send(b"eve@far.test", b"b@far.test"), number)
+        self.go(1)
+        self.go(2)
+        self.failureResultOf(result, SteeringError)
+        self.assertIn(number, self.queue.messages)
+        self.assertEqual(self.log_but_status().count(f"drop msg {number} by uid 7"), 0)
+
+    def test_stop(self) -> None:
+        """A decision that has begun is waited for."""
+        number = self.deferred_message()
+        self.queue.slow.add("append_bounce")
+        result = self.settle(number, FAIL)
+        stopped = self.manager.stopService()
+        self.assertNoResult(stopped)
+        self.queue.slow.clear()
+        self.queue.resume()
+        self.assertEqual(self.successResultOf(result), 2)
+        self.successResultOf(stopped)
+
+    def test_stop_while_waiting(self) -> None:
+        """A decision that waits for a delivery is given up."""
+        self.start()
+        number = self.queue.send(b"ann@far.test", b"a@far.test")
+        self.go()
+        result = self.settle(number, DROP)
+        stopped = self.manager.stopService()
+        self.go(1)
+        self.assertIn("stopping", str(self.failureResultOf(result, SteeringError).value))
+        self.assertNoResult(stopped)
+        self.remote.open[0][1].callback(LATER)
+        self.successResultOf(stopped)
+        self.assertIn(number, self.queue.messages)
+
     def test_disk_trouble(self) -> None:
         """What the disk refuses leaves the message where it was."""
         number = self.deferred_message()
