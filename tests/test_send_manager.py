@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -435,6 +436,24 @@ class Signals(ManagerCase):
             delivery.callback(Report.deferral(b"later\n"))
         self.successResultOf(stopped)
         self.assertEqual(self.log()[-1], "status: exiting")
+
+
+class ClockOfTheDisk(ManagerCase):
+    def test_birth_in_the_future(self) -> None:
+        """§9.4: new mail is tried at once, whatever the file system's clock says of its birth."""
+        self.remote.answers[b"a@far.test"] = Report.success()
+        preprocess = self.queue.preprocess
+
+        def born_later(*arguments: Any) -> Any:
+            return preprocess(*arguments).addCallback(
+                lambda found: [attrs.evolve(one, birth=one.birth + 172_800) for one in found]
+            )
+
+        self.queue.preprocess = born_later
+        self.start()
+        self.queue.send(b"ann@far.test", b"a@far.test")
+        self.go()
+        self.assertEqual(len(self.remote.seen), 1)
 
 
 class Restart(ManagerCase):

@@ -296,8 +296,10 @@ class QueueManager(Service):
         self.log.new_message(result)
         if len(result.channels) == 2:
             self._both.add(result.number)
+        # At once (§9.4), also when the file system's clock, which tells the birth, is ahead of ours.
+        due = min(result.birth, self.clock.seconds())
         for channel in result.channels:
-            self.channels[channel].add(result.number, result.birth)
+            self.channels[channel].add(result.number, due)
         if not result.channels:
             self._task(self._end_message(result.number))
 
