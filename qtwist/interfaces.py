@@ -31,6 +31,13 @@ class QueueError(Exception):
         return f"{self.text or 'not queued'} (qmail-queue code {self.code})"
 
 
+class AnswerLost(QueueError):
+    """Whether a message was taken into the queue is not known: the process that writes the queue died over it.
+
+    The client must hear neither yes nor no: a refusal promises that nothing will be delivered (doc/durability.md).
+    """
+
+
 @attrs.frozen
 class Accepted:
     """A message that is on disk for good. `number` names it in the queue; `qp` is the number that replies and logs
@@ -54,7 +61,8 @@ class IIncomingMessage(Interface):
         """Make message and envelope durable, directory entries included.
 
         Fires with :class:`Accepted` when both survive a crash, else errbacks with :class:`QueueError` and leaves
-        nothing that would be delivered. At most once, and not after :meth:`abort`.
+        nothing that would be delivered; with :class:`AnswerLost` when that is not known. At most once, and not after
+        :meth:`abort`.
         """
 
     def abort() -> None:

@@ -15,7 +15,7 @@ from zope.interface.verify import verifyObject
 
 from qtwist import lingering
 from qtwist.control import Control
-from qtwist.interfaces import Accepted, QueueError
+from qtwist.interfaces import Accepted, AnswerLost, QueueError
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.qmqpd import protocol
 from qtwist.qmqpd.factory import QMQPFactory
@@ -165,6 +165,13 @@ class RequestTests(WithFactory):
         self.queue.broken = OSError(28, "No space left on device")
         self.assertRegex(self.client().say(REQUEST), rb":Z")
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+
+    def test_answer_lost(self) -> None:
+        """Neither yes nor no may be said of a message that may have been queued."""
+        self.queue.results = [fail(AnswerLost(74, "the queue's door closed"))]
+        client = self.client()
+        self.assertEqual(client.say(REQUEST), b"")
+        self.assertTrue(client.transport.disconnecting)
 
     def test_lost(self) -> None:
         client = self.client()

@@ -17,7 +17,7 @@ from zope.interface.verify import verifyObject
 
 from qtwist import lingering
 from qtwist.control import Control
-from qtwist.interfaces import Accepted, QueueError
+from qtwist.interfaces import Accepted, AnswerLost, QueueError
 from qtwist.mail.address import Address
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.policy import Policy, ReceivedMessage, Session, accept, refuse
@@ -232,6 +232,22 @@ class AnswerTests(WithFactory):
         self.assertEqual(client.codes(data), [b"Z4.3.0"] * 2)
         self.queue.broken = None
         self.assertEqual(client.codes(data), [b"K"] * 2)
+
+    def test_answer_lost(self) -> None:
+        """Neither yes nor no may be said of a package that may have been queued, nor anything of those after it."""
+        later: Deferred[Accepted] = Deferred()
+        lost: Deferred[Accepted] = Deferred()
+        self.queue.results = [succeed(Accepted(457, 4711)), lost, later]
+        client = self.client()
+        data = package(MESSAGE, b"", b"a@mx.test")
+        self.assertEqual(client.codes(data * 3 + data[:10]), [b"K"])
+        lost.errback(AnswerLost(74, "the queue's door closed"))
+        self.assertTrue(client.transport.disconnecting)
+        later.callback(Accepted(458, 4711))
+        self.assertEqual(client.say(data), b"")
+        self.assertTrue(self.queue.messages[3].aborted)
+        client.hang_up()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_garbage(self) -> None:
         """§17.1: the connection is over; what was complete has its answer, and the client can read it in peace."""

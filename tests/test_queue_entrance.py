@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
-from qtwist.interfaces import QueueError
+from qtwist.interfaces import AnswerLost, QueueError
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.queue.entrance import DoorQueue
 from tests.test_queue_door import SocketCase
@@ -76,7 +76,23 @@ class EntranceTests(SocketCase):
         self.assertEqual((error.code, "nobody is at the queue's door" in error.text), (56, True))
 
     async def test_door_closes(self) -> None:
-        """A daemon that dies in the middle has not accepted anything."""
+        """A daemon that dies before it has the envelope has not accepted anything."""
+        service = self.open()
+        message = self.begin()
+        message.write(b"hello\n")
+        while not service.factory.connections:
+            await self.turn()
+        service.factory.abort()
+        while message.write(b"more\n") is not None or service.factory.connections:
+            await self.turn()
+        for _ in range(3):
+            await self.turn()
+        error = await self.refusal(message.commit(ENVELOPE))
+        self.assertEqual((error.code, type(error)), (74, QueueError))
+        self.assertEqual(self.queue.accepted, [])
+
+    async def test_answer_lost(self) -> None:
+        """One that dies with the envelope may have accepted the message: nobody knows."""
         service = self.open()
         message = self.begin()
         ready = message.write(bytes(5_000_000))
@@ -86,8 +102,15 @@ class EntranceTests(SocketCase):
             await self.turn()
         service.factory.abort()
         error = await self.refusal(committed)
-        self.assertEqual(error.code, 74)
-        self.assertEqual(self.queue.accepted, [])
+        self.assertEqual((error.code, type(error)), (74, AnswerLost))
+
+    async def test_no_answer(self) -> None:
+        """Neither does what is no answer tell anything."""
+        for answer in (b"garbage,", b"3:Kok,", b"x" * 20_000):
+            message = self.begin()
+            committed = message.commit(ENVELOPE)
+            message.dataReceived(answer)
+            self.assertEqual(type(await self.refusal(committed)), AnswerLost)
 
     async def test_aborted(self) -> None:
         service = self.open()

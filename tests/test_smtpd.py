@@ -21,7 +21,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from qtwist.control import Control, ControlError
-from qtwist.interfaces import Accepted, IIncomingMessage, QueueError
+from qtwist.interfaces import Accepted, AnswerLost, IIncomingMessage, QueueError
 from qtwist.mail.address import Address
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.policy import Policy, ReceivedMessage, Reply, Session, accept, refuse
@@ -552,6 +552,14 @@ class Queueing(WithFactory):
         self.queue.results = [fail(ZeroDivisionError())]
         self.assertEqual(self.client().codes(*MESSAGE, b"."), [250, 250, 354, 451])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_answer_lost(self) -> None:
+        """Neither yes nor no may be said of a message that may have been queued: the connection ends. What was answered
+        before is sent."""
+        self.queue.results = [fail(AnswerLost(74, "the queue's door closed"))]
+        client = self.client()
+        self.assertEqual(client.codes(*MESSAGE, b".", b"NOOP"), [250, 250, 354])
+        self.assertTrue(client.transport.disconnecting)
 
     def test_no_queue(self) -> None:
         """451 to DATA when no message can be begun (spec §16.2)."""

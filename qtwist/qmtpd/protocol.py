@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from qtwist.control import ControlError
-from qtwist.interfaces import Accepted, QueueError
+from qtwist.interfaces import Accepted, AnswerLost, QueueError
 from qtwist.lingering import Lingering
 from qtwist.mail.address import Address
 from qtwist.mail.envelope import Envelope
@@ -269,8 +269,11 @@ class QMTPProtocol(PolicyConnection):
             )
             return b"Kok %d qp %d" % (self.factory.now(), accepted.qp)
 
-        def failed(failure: Failure) -> bytes:
+        def failed(failure: Failure) -> bytes | None:
             error = failure.value
+            if isinstance(error, AnswerLost):
+                log.error("{id}: connection ended without an answer: {error}", id=session.id, error=error)
+                return None
             if isinstance(error, QueueError):
                 log.error("{id}: message not queued: {error}", id=session.id, error=error)
                 result = queue_report(error.code)
@@ -278,12 +281,26 @@ class QMTPProtocol(PolicyConnection):
             log.failure("{id}: message not queued", failure, id=session.id)
             return NO_QUEUE
 
-        def answer(text: bytes) -> None:
+        def answer(text: bytes | None) -> None:
+            if text is None:
+                self._leave_unanswered()
+                return
             self._engine.answer(package, text)
             if not self._lost:
                 self._pump()
 
         incoming.commit(envelope).addCallbacks(done, failed).addCallback(answer).addErrback(self._give_up)
+
+    def _leave_unanswered(self) -> None:
+        """Answers come in order: where one is missing, no later one may be given."""
+        self._engine.drop("the queue's answer was lost")
+        self._stop_asking()
+        self._abort()
+        if not self._leaving:
+            self._leaving = True
+            transport: Any = self.transport
+            transport.unregisterProducer()
+            transport.loseConnection()
 
     def _refused(self, step: str, reply: Reply) -> bytes:
         """A policy's refusal as an answer; 421 also ends the connection, as it does in SMTP."""

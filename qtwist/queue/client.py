@@ -10,7 +10,8 @@ A message goes, in this order,
 4. where there is no queue, but control/qmqpservers (a null client): to a QMQP server (:mod:`qtwist.queue.qmqp`).
 
 Else it is refused for now. A message counts as queued only when the number came back; whatever breaks off before is a
-temporary failure, and then no part of the message is ever delivered.
+temporary failure. Then no part of the message is ever delivered, unless it had been handed in as a whole (code 74):
+nobody knows what became of that.
 
 Commands that run once per mail import this: no Twisted, no attrs, no typing.
 """
@@ -48,7 +49,7 @@ _ANSWER_LIMIT = 10_000
 
 
 class QueueRefused(Exception):
-    """A message was not queued, and nothing of it will be delivered.
+    """A message was not queued, and nothing of it will be delivered; with code 74, nobody knows.
 
     `code` is the exit code of qmail-queue (§6.3), `letter` says whether trying again makes sense (``Z``) or not
     (``D``), `text` is for people. Without `text`, it is what the code means; `letter` is for code 82, where the code

@@ -12,7 +12,7 @@ from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from qtwist.interfaces import Accepted, IIncomingMessage, IQueueEntrance, QueueError
+from qtwist.interfaces import Accepted, AnswerLost, IIncomingMessage, IQueueEntrance, QueueError
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.queue.client import BROKE_OFF, NO_NETWORK, QueueRefused, read_answer
 from qtwist.wire.netstring import encode
@@ -87,13 +87,21 @@ class _DoorMessage(Protocol):
             try:
                 number = read_answer(self._answer)
             except QueueRefused as error:
-                self._end(QueueError(error.code, error.text.decode("utf-8", "replace")))
+                if error.code == BROKE_OFF:  # it is no answer
+                    self._lose_answer()
+                else:
+                    self._end(QueueError(error.code, error.text.decode("utf-8", "replace")))
             else:
                 self._end(Accepted(number, number))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._outcome is None:
-            self._end(QueueError(BROKE_OFF, "the queue's door closed without an answer"))
+            self._lose_answer()
+
+    def _lose_answer(self) -> None:
+        """No word will come. Without an envelope, nothing was queued; with one, nobody knows."""
+        text = "the queue's door closed without an answer"
+        self._end(QueueError(BROKE_OFF, text) if self._result is None else AnswerLost(BROKE_OFF, text))
 
     def unreachable(self, reason: Failure) -> None:
         """There was nobody at the door."""

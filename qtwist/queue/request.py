@@ -12,7 +12,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from qtwist.interfaces import Accepted, IIncomingMessage, QueueError
+from qtwist.interfaces import Accepted, AnswerLost, IIncomingMessage, QueueError
 from qtwist.mail.envelope import Envelope
 from qtwist.mail.queue_texts import report
 from qtwist.wire.qmqp import QMQPServer
@@ -152,6 +152,11 @@ class RequestProtocol(Protocol):
 
     def _refused(self, failure: Failure) -> None:
         error = failure.value
+        if isinstance(error, AnswerLost):
+            self.log.error("connection of {client} ended without an answer: {error}", client=self.client, error=error)
+            self._ended = True
+            self.leave()
+            return
         if isinstance(error, QueueError):
             self.log.warn("a message of {client} was refused: {error}", client=self.client, error=error)
             code = error.code

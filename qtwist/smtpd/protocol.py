@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from qtwist.control import ControlError
-from qtwist.interfaces import Accepted, QueueError
+from qtwist.interfaces import Accepted, AnswerLost, QueueError
 from qtwist.mail.address import Address, replace_own_ip
 from qtwist.mail.envelope import Envelope
 from qtwist.mail.queue_codes import queue_report
@@ -256,6 +256,10 @@ class SMTPProtocol(PolicyConnection):
 
         def failed(failure: Failure) -> None:
             error = failure.value
+            if isinstance(error, AnswerLost):
+                log.error("{id}: connection ended without an answer: {error}", id=session.id, error=error)
+                self._engine.close()
+                return
             if isinstance(error, QueueError):
                 log.error("{id}: message not queued: {error}", id=session.id, error=error)
                 result = queue_report(error.code)

@@ -113,8 +113,7 @@ class Load:
         ledger.outcomes[tag] = UNKNOWN
         conversation.say("".join(f"{line}\r\n" for line in lines).encode())
         code = conversation.reply()
-        # 4xx after the end of the message promises nothing: the server may have lost the queue's answer.
-        ledger.outcomes[tag] = ACCEPTED if code == 250 else UNKNOWN if code < 500 else REFUSED
+        ledger.outcomes[tag] = ACCEPTED if code == 250 else REFUSED
 
 
 class Sink(socketserver.ThreadingTCPServer):
