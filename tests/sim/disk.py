@@ -27,9 +27,11 @@ survives a crash proves that the names of the former one are gone, as ext4 and x
 number that was freed is left alone until the next crash: btrfs numbers files anew each time, and ext4 without a journal
 avoids what was freed in the last minutes, for the very reason that the old names may still be on the disk.
 
-*Errors.* When fsync fails, what was to be written is never written, though it can be read until the crash and a later
-fsync succeeds: so do Linux's file systems. What a sync of the file system could not write, a sync by each descriptor
-that is open then reports once more. A file that was cut off at its beginning has nothing left that cannot be written.
+*Errors.* When fsync fails, what was to be written is not written by a later one either, which succeeds, though it can
+be read until the crash: so do Linux's file systems, which take the pages for clean after that. A page of 4096 octets
+that is written to again is written as a whole by the next sync, and one that was cut off is nobody's loss; so what
+comes after a failure is as durable as ever. What a sync of the file system could not write, a sync by each descriptor
+that is open then reports once more.
 
 *Crash.* :meth:`SimulatedDisk.crash` is a power failure; :meth:`SimulatedDisk.kill` is the end of the processes alone,
 after which everything can be read, but is no more durable than before.
@@ -82,7 +84,8 @@ class _Inode:
         self.data = bytearray()
         self.synced = b""
         self.writes: list[tuple[int, bytes | None]] = []  # since the last sync; None truncates
-        self.poisoned = False
+        self.dirty: set[int] = set()  # pages that the next sync writes
+        self.lost: set[int] = set()  # pages that a sync could not write, and no later one will unless they change again
         self.locks: dict[int, int] = {}
         # Of a directory:
         self.entries: dict[str, _Inode] = {}
@@ -92,6 +95,36 @@ class _Inode:
     @property
     def is_directory(self) -> bool:
         return stat.S_ISDIR(self.mode)
+
+    def change(self, offset: int, data: bytes | None) -> None:
+        """Write, or cut off at `offset`."""
+        self.writes.append((offset, data))
+        before = len(self.data)
+        _apply(self.data, offset, data)
+        # A size that changes concerns the page at its edge.
+        first, last = min(offset, before), max(offset + len(data or b""), offset + 1)
+        pages = set(range(first // _BLOCK, (last - 1) // _BLOCK + 1))
+        self.dirty |= pages
+        self.lost -= pages
+        if data is None:
+            self.lost = {page for page in self.lost if page * _BLOCK < offset}
+        if not self.data:
+            self.writes[:] = [(0, None)]
+
+    def fail(self) -> None:
+        """A sync could not write what was to be written."""
+        self.lost |= self.dirty
+        self.dirty.clear()
+
+    def keep(self, size: int) -> None:
+        """A sync has written what there was to write of the first `size` octets."""
+        synced = self.data[:size]
+        for page in self.lost:
+            start, end = page * _BLOCK, min(size, (page + 1) * _BLOCK)
+            if start < end:
+                synced[start:end] = self.synced[start:end].ljust(end - start, b"\0")
+        self.synced = bytes(synced).ljust(size, b"\0")
+        self.dirty.clear()
 
     def touch(self, when: float) -> None:
         if self.mtimes[-1] != when:
@@ -306,7 +339,7 @@ class SimulatedDisk(Disk):
             self._enter("fsync")
         except OSError:
             if opened is not None:
-                opened.inode.poisoned = bool(opened.inode.writes)
+                opened.inode.fail()
             raise
         if opened is None:
             raise _error(errno.EBADF)
@@ -322,7 +355,7 @@ class SimulatedDisk(Disk):
             self._enter("sync_data")
         except OSError:
             if opened is not None:
-                opened.inode.poisoned = bool(opened.inode.writes)
+                opened.inode.fail()
             raise
         if opened is None:
             raise _error(errno.EBADF)
@@ -337,10 +370,10 @@ class SimulatedDisk(Disk):
         try:
             self._enter("sync_filesystem")
         except OSError:
-            for inode in everything:
-                inode.poisoned = inode.poisoned or bool(inode.writes)
             for opened in self._files.values():
-                opened.failed = opened.failed or bool(opened.inode.writes)
+                opened.failed = opened.failed or bool(opened.inode.dirty)
+            for inode in everything:
+                inode.fail()
             raise
         if fd not in self._files:
             raise _error(errno.EBADF)
@@ -538,11 +571,7 @@ class SimulatedDisk(Disk):
         return len(data)
 
     def _write(self, inode: _Inode, offset: int, data: bytes | None) -> None:
-        if data is None and offset == 0:
-            inode.writes.clear()
-            inode.poisoned = False
-        inode.writes.append((offset, data))
-        _apply(inode.data, offset, data)
+        inode.change(offset, data)
         inode.touch(self._now())
         inode.last_change = max(inode.last_change, self._changes)
 
@@ -551,19 +580,21 @@ class SimulatedDisk(Disk):
             inode.durable = dict(inode.entries)
             inode.changes.clear()
         self._committed = max(self._committed, inode.last_change)
-        if not inode.poisoned:
-            inode.synced = bytes(inode.data)
-            inode.writes.clear()
+        before = len(inode.synced)
+        inode.keep(len(inode.data))
+        # What was lost may be there all the same; a size that only it would account for may not.
+        while (end := len(inode.synced)) > before and (end - 1) // _BLOCK in inode.lost:
+            inode.synced = inode.synced[: max(before, (end - 1) // _BLOCK * _BLOCK)]
+        inode.writes = [(page * _BLOCK, _page(inode.data, page)) for page in sorted(inode.lost)]
         del inode.mtimes[:-1]
 
     @staticmethod
     def _sync_contents(inode: _Inode) -> None:
         """What is inside the size that was synced before; neither a new size, nor the times, nor a name."""
-        if inode.poisoned:
-            return
         size = len(inode.synced)
-        inode.synced = bytes(inode.data[:size]).ljust(size, b"\0")
+        inode.keep(size)
         # What lies behind it may still be lost, and is not to come back over what is synced now.
+        inode.writes = [(page * _BLOCK, _page(inode.data[:size], page)) for page in sorted(inode.lost)]
         inode.writes = [
             (max(offset, size), None if data is None else data[max(0, size - offset) :])
             for offset, data in inode.writes
@@ -634,7 +665,8 @@ def _crash_file(inode: _Inode, rng: random.Random, lossy: float) -> None:
                 inode.data = _scattered(inode, rng)
     inode.synced = bytes(inode.data)
     inode.writes.clear()
-    inode.poisoned = False
+    inode.dirty.clear()
+    inode.lost.clear()
     inode.mtimes = [rng.choice(inode.mtimes) if lossy else inode.mtimes[-1]]
 
 
@@ -675,6 +707,10 @@ def _scattered(inode: _Inode, rng: random.Random) -> bytearray:
                 _apply(data, offset + end, None)
             start = end
     return data
+
+
+def _page(data: bytearray, page: int) -> bytes:
+    return bytes(data[page * _BLOCK : (page + 1) * _BLOCK])
 
 
 def _apply(data: bytearray, offset: int, written: bytes | None) -> None:

@@ -298,6 +298,48 @@ class Forgetting(SynchronousTestCase):
 
         self.assertIn(b"", self.outcomes(story, lambda disk: disk.contents("/a"), Model.POSIX))
 
+    def test_written_again(self) -> None:
+        """What is written after the failure lasts, and so does the rest of its page; another page may not."""
+
+        def story(disk: SimulatedDisk) -> None:
+            write_file(disk, "/a", b"a" * 4096, sync=True)
+            disk.fsync_directory("/")
+            fd = disk.open("/a", os.O_WRONLY)
+            disk.pwrite(fd, b"b" * 8192, 0)
+            disk.watch = fail
+            self.assertRaises(OSError, disk.fsync, fd)
+            disk.watch = lambda _: None
+            disk.pwrite(fd, b"c", 8000)
+            disk.fsync(fd)
+
+        def fail(operation: str) -> None:
+            raise OSError(errno.EIO, "broken")
+
+        second = b"b" * (8000 - 4096) + b"c" + b"b" * 191
+        outcomes = self.outcomes(story, lambda disk: disk.contents("/a"), Model.POSIX)
+        self.assertIn(b"a" * 4096 + second, outcomes)
+        self.assertEqual({one[4096:] for one in outcomes}, {second})
+
+    def test_cut_off(self) -> None:
+        """A file that is cut off to what it was has lost nothing, and takes more (as an mbox does)."""
+
+        def story(disk: SimulatedDisk) -> None:
+            write_file(disk, "/a", b"old", sync=True)
+            disk.fsync_directory("/")
+            fd = disk.open("/a", os.O_WRONLY | os.O_APPEND)
+            disk.write_all(fd, b"refused" * 1000)
+            disk.watch = fail
+            self.assertRaises(OSError, disk.fsync, fd)
+            disk.watch = lambda _: None
+            disk.truncate(fd, 3)
+            disk.write_all(fd, b"new")
+            disk.fsync(fd)
+
+        def fail(operation: str) -> None:
+            raise OSError(errno.EIO, "broken")
+
+        self.assertEqual(self.outcomes(story, lambda disk: disk.contents("/a"), Model.POSIX), {b"oldnew"})
+
     def test_number_has_one_owner(self) -> None:
         """When a freed number has a new file, the former file's name does not come back with it."""
 

@@ -118,11 +118,12 @@ class Soak(DaemonCase):
     def read_log(self, daemon: Daemon) -> None:
         """Bring the history up to date."""
         lines, times = daemon.log.lines, daemon.log.times
-        for at in range(self.seen, len(lines)):
+        end = len(lines)  # more may come meanwhile
+        for at in range(self.seen, end):
             self.history.line(lines[at], times[at])
             if self.transcript is not None:
                 self.transcript.write(f"{times[at]:.6f} {lines[at]}\n")
-        self.seen = len(lines)
+        self.seen = end
 
     def processes(self, daemon: Daemon, victim: str) -> list[int]:
         """What there is to kill under that name."""
