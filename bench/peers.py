@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PLACE = "/var/tmp/qtwist-bench"
+PLACE = os.environ.get("QTWIST_BENCH", "/var/tmp/qtwist-bench")
 DISK = f"{PLACE}/disk"
 IMAGE = f"{PLACE}/image"
 PERSON = "qtwbench"
 ACCOUNTS = {role: f"qtwtest-{role[-1]}" for role in ("qmaild", "qmaill", "qmailp", "qmailq", "qmailr")}
-SINK_PORT = 2590
+SINK_PORT = int(os.environ.get("QTWIST_BENCH_PORT", "2590"))  # and the next three
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 PATIENCE = 300.0
 MAIN = "import sys; from qtwist.commands.{} import main; sys.exit(main(sys.argv[1:]))"
@@ -46,13 +46,13 @@ def account(name: str, home: str = "/") -> pwd.struct_passwd:
 
 
 @contextlib.contextmanager
-def disk(megabytes: int) -> Iterator[str]:
+def disk(megabytes: int, inodes: int = 600_000) -> Iterator[str]:
     """A new ext4 with journal, mounted; yields the block device's name (``loop0``)."""
     os.makedirs(DISK, exist_ok=True)
     subprocess.run(["umount", DISK], check=False, capture_output=True)
     with open(IMAGE, "wb") as file:
         file.truncate(megabytes << 20)
-    run("mkfs.ext4", "-q", "-N", "600000", IMAGE)
+    run("mkfs.ext4", "-q", "-N", str(inodes), IMAGE)
     device = run("losetup", "--show", "-f", IMAGE).stdout.strip()
     try:
         run("mount", device, DISK)
@@ -126,7 +126,7 @@ class Qtwist(Peer):
     """This checkout, started as root: roles under their accounts."""
 
     name = "qtwist"
-    port = 2591
+    port = SINK_PORT + 1
     journal = False
 
     def prepare(self) -> None:
@@ -169,6 +169,9 @@ class Qtwist(Peer):
             )
         self.wait_listening()
 
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(PATIENCE)
@@ -178,7 +181,7 @@ class Journaled(Qtwist):
     """The same with control/journal."""
 
     name = "journaled"
-    port = 2593
+    port = SINK_PORT + 3
     journal = True
 
 
@@ -186,7 +189,7 @@ class Postfix(Peer):
     """Debian's Postfix with its defaults, on a configuration of its own."""
 
     name = "postfix"
-    port = 2592
+    port = SINK_PORT + 2
 
     def prepare(self) -> None:
         for folder in ("etc", "spool", "data"):

@@ -1,0 +1,213 @@
+"""A deep queue: what 200,000 deferred messages cost the start, the memory, the stop, and new mail (issue 7).
+
+`python -m bench.backlog`, as root, where other accounts can run this Python. The queue lies on the file system that
+`bench/peers.py` makes. All that lies in it is for a host that refuses connections, and due as qmail's schedule has it
+for mail of up to a week (spec/qmail.md §9.5), so that some messages a second are tried all the time. New mail is
+measured with an empty queue, with the backlog, and while ALRM has made all of it due.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import pwd
+import random
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+
+from bench.peers import (
+    ACCOUNTS,
+    DISK,
+    PATH,
+    PERSON,
+    PLACE,
+    Journaled,
+    Meter,
+    Peer,
+    Qtwist,
+    Sink,
+    account,
+    disk,
+    empty,
+    local_job,
+    measure,
+    relay_job,
+)
+from qtwist.files.disk import RealDisk
+from qtwist.queue.layout import Layout, open_layout
+from qtwist.queue.records import format_info, format_recipients
+from qtwist.send.schedule import next_attempt
+
+#: A host of these messages refuses connections.
+DEAD = "dead.test"
+_NOBODY = "[127.0.0.1]:9"
+_DAY = 86400.0
+_WEEK = 7 * _DAY
+_SESSIONS = 10
+_OCTETS = 4096
+_MESSAGE = (
+    b"Received: (qmail 1 invoked from network); 1 Jan 2026 00:00:00 -0000\nSubject: old\n\n" + 50 * b"hello there\n"
+)
+
+
+def fill(queue: str, messages: int, owner: pwd.struct_passwd) -> None:
+    """Put messages into an empty queue that nobody works on, as qtwist would have them there (§5.1, state S4)."""
+    pid = os.fork()
+    if pid:
+        _, status = os.waitpid(pid, 0)
+        if status:
+            raise SystemExit("bench: the queue could not be filled")
+        return
+    try:
+        os.setgroups([])
+        os.setgid(owner.pw_gid)
+        os.setuid(owner.pw_uid)
+        layout = open_layout(queue, RealDisk())
+        chance = random.Random(1)
+        now = time.time()
+        for index in range(messages):
+            _put(layout, index, now - chance.uniform(0, 0.95) * _WEEK, now)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def _put(layout: Layout, index: int, birth: float, now: float) -> None:
+    """One message, deferred at its last try, the latest before `now`."""
+    temporary = layout.room("pid") + f"/{index}"
+    with open(temporary, "xb") as file:
+        file.write(_MESSAGE)
+        number = os.fstat(file.fileno()).st_ino
+    os.rename(temporary, layout.path("mess", number))
+    # The tries are not in step with the births: some due time between now and what a try just now would give.
+    due = random.Random(index).uniform(now, next_attempt(birth, now, "remote"))
+    for room, contents, when in (
+        ("info", format_info(b"sender@bench.test"), birth),
+        ("remote", format_recipients([b"user%d@%s" % (index, DEAD.encode())]), due),
+    ):
+        with open(layout.path(room, number), "xb") as file:
+            file.write(contents)
+        os.utime(layout.path(room, number), (when, when))
+
+
+class Processes:
+    """Those of a peer's control group, by role."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    def role(self, name: str) -> int:
+        """The process of a role."""
+        with open(f"{self._peer.group}/cgroup.procs") as file:
+            for line in file:
+                with contextlib.suppress(OSError), open(f"/proc/{line.strip()}/cmdline", "rb") as words:
+                    if b"qtwist.processes.role\0" + name.encode() + b"\0" in words.read():
+                        return int(line)
+        raise SystemExit(f"bench: there is no {name}")
+
+    @staticmethod
+    def cpu(pid: int) -> float:
+        """Seconds of processor time so far."""
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @staticmethod
+    def pss(pid: int) -> float:
+        """MiB."""
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) / 1024
+
+
+@contextlib.contextmanager
+def running(peer: Peer, say: str) -> Iterator[Processes]:
+    """The daemon, from its start to its stop; both are timed."""
+    began = time.monotonic()
+    peer.start()
+    started = time.monotonic() - began
+    processes = Processes(peer)
+    send = processes.role("send")
+    # What is found at the start is looked through in the background.
+    before = -1.0
+    while (used := processes.cpu(send)) - before > 0.05:
+        before = used
+        time.sleep(0.5)
+    rest = time.monotonic() - began
+    print(
+        f"{say}: greets after {started:.2f} s, rests after {rest:.1f} s ({used:.2f} s CPU of send), "
+        f"send has {processes.pss(send):.1f} MiB (PSS)",
+        flush=True,
+    )
+    yield processes
+    began = time.monotonic()
+    peer.stop()
+    print(f"{say}: TERM takes {time.monotonic() - began:.2f} s", flush=True)
+
+
+def new_mail(peer: Peer, sink: Sink, meter: Meter, messages: int, say: str) -> None:
+    """Rates from the first octet in to the last message delivered."""
+    empty(peer.maildir())
+    local = measure(meter, messages, lambda: local_job(peer, _SESSIONS, messages, _OCTETS, once=True))
+    relay = measure(meter, messages, lambda: relay_job(peer, sink, _SESSIONS, messages, _OCTETS))
+    print(
+        f"{say}: new mail, {messages} each: local {local['msg/s']:.0f} msg/s, {local['CPU ms']:.2f} ms CPU; "
+        f"relay {relay['msg/s']:.0f} msg/s, {relay['CPU ms']:.2f} ms CPU",
+        flush=True,
+    )
+
+
+def run(peer: Qtwist, device: str, sink: Sink, backlog: int, messages: int) -> None:
+    peer.prepare()
+    with open(f"{peer.home}/control/smtproutes") as file:
+        routes = file.read()
+    peer.control("smtproutes", f"{DEAD}:{_NOBODY}\n{routes}")
+    meter = Meter(device, peer.group)
+    with running(peer, "empty queue"):
+        new_mail(peer, sink, meter, messages, "empty queue")
+    began = time.monotonic()
+    fill(f"{peer.home}/queue", backlog, account(ACCOUNTS["qmailq"]))
+    print(f"{backlog} messages written in {time.monotonic() - began:.0f} s", flush=True)
+    say = f"{backlog} messages"
+    with running(peer, f"{say}, cold"):
+        pass
+    with running(peer, say) as processes:
+        new_mail(peer, sink, meter, messages, say)
+        print(f"{say}: send has {processes.pss(processes.role('send')):.1f} MiB (PSS)", flush=True)
+    with running(peer, say) as processes:
+        peer.signal(signal.SIGALRM)
+        new_mail(peer, sink, meter, messages, f"{say}, all due")
+        print(f"{say}, all due: send has {processes.pss(processes.role('send')):.1f} MiB (PSS)", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backlog", type=int, default=200_000)
+    parser.add_argument("--messages", type=int, default=2000)
+    parser.add_argument("--journal", action="store_true")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        raise SystemExit("bench: run it as root: it mounts a file system and starts daemons under their accounts")
+    for program in ("smtp-source", "smtp-sink", "mkfs.ext4"):
+        if shutil.which(program, path=PATH) is None:
+            raise SystemExit(f"bench: {program} is missing (Debian packages postfix and e2fsprogs)")
+    account(PERSON, f"{DISK}/person")
+    for name in ACCOUNTS.values():
+        account(name)
+    kind = Journaled if options.journal else Qtwist
+    with disk(1000 + options.backlog * 14 // 1000, inodes=100_000 + 4 * options.backlog) as device:
+        group = f"/sys/fs/cgroup/cpuacct/{os.path.basename(PLACE)}-{kind.name}"
+        os.makedirs(group, exist_ok=True)
+        peer = kind(group)
+        empty(peer.maildir())
+        sink = Sink()
+        try:
+            run(peer, device, sink, options.backlog, options.messages)
+        finally:
+            sink.stop()
+
+
+if __name__ == "__main__":
+    main()
