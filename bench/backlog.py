@@ -48,9 +48,8 @@ _DAY = 86400.0
 _WEEK = 7 * _DAY
 _SESSIONS = 10
 _OCTETS = 4096
-_MESSAGE = (
-    b"Received: (qmail 1 invoked from network); 1 Jan 2026 00:00:00 -0000\nSubject: old\n\n" + 50 * b"hello there\n"
-)
+_HEADER = b"Received: (qmail 1 invoked from network); 1 Jan 2026 00:00:00 -0000\nSubject: old\n\n"
+_MESSAGE = _HEADER + 50 * b"hello there\n"
 
 
 def fill(queue: str, messages: int, owner: pwd.struct_passwd) -> None:
