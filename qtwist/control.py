@@ -65,7 +65,7 @@ class Control:
 
     def path(self, name: str) -> str:
         """Where the file `name` is, or would be."""
-        return os.path.join(self.directory, CONTROL_FILES[name].name)
+        return f"{self.directory}/{CONTROL_FILES[name].name}"
 
     def line(self, name: str) -> bytes | None:
         """The first line without trailing blanks, else the default; None when there is none."""

@@ -24,7 +24,7 @@ from qtwist.queue.door import DoorFactory, DoorPlace
 from qtwist.queue.peers import origin_of, owner
 from qtwist.remote.spawn import RemoteSpawner
 from qtwist.send.desk import DeskFactory
-from qtwist.send.log import LogFile, SendLog
+from qtwist.send.log import LogFile, SendLog, TurnLines
 from qtwist.send.manager import QueueManager
 from qtwist.send.steering import Steering
 from qtwist.serving import DrainingFactory
@@ -230,7 +230,8 @@ class SendService(Service):
             "remote": self._remote or RemoteSpawner(home.control, home.resolver, home.reactor, home.queue_path),
         }
         home.use_queue()
-        write = self.log_file.write
+        self._lines = TurnLines(self.log_file.write, home.reactor)
+        write = self._lines.add
         log = SendLog(write) if home.events is None else EventfulSendLog(write, home.events)
         self.manager = QueueManager(home.queue, self.spawners, settings, log, home.reactor, home.rewriter, home.holds)
         try:
@@ -264,4 +265,5 @@ class SendService(Service):
         await self.manager.stopService()
         await gatherResults([spawner.stop() for spawner in self.spawners.values()])
         await maybeDeferred(self.home.leave_queue)
+        self._lines.flush()
         self.log_file.close()

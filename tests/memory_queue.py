@@ -41,7 +41,7 @@ class MemoryIncoming:
         self.ended = True
         if self.queue.refuse:
             return fail(QueueError(self.queue.refuse))
-        return succeed(self.queue.put(self.data, envelope, self.origin))
+        return self.queue._answer("commit", self.queue.put(self.data, envelope, self.origin))
 
     def abort(self) -> None:
         self.ended = True

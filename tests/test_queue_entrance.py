@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 from twisted.internet import reactor
@@ -11,6 +12,7 @@ from twisted.internet.defer import Deferred
 from qtwist.interfaces import AnswerLost, QueueError
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.queue.entrance import DoorQueue
+from qtwist.roles import DoorService
 from tests.test_queue_door import SocketCase
 
 ENVELOPE = Envelope(b"a@b", (b"c@d", b"e@f"))
@@ -22,6 +24,13 @@ class EntranceTests(SocketCase):
         self.entrance = DoorQueue(self.path, reactor)
         self.entrance.start()
         self.addCleanup(self.entrance.stop)
+
+    def open(self) -> DoorService:
+        """The door, with this process as one of the servers."""
+        service = self.home.door(frozenset({os.geteuid()}))
+        service.startService()
+        self.addCleanup(self.close, service)
+        return service
 
     def begin(self) -> Any:
         return self.entrance.begin(Origin.network(0))
@@ -35,9 +44,7 @@ class EntranceTests(SocketCase):
 
     async def test_accepted(self) -> None:
         """Who asks is found out from the socket, whatever the origin says; servers' accounts count as the network."""
-        service = self.home.door(frozenset({os.geteuid()}))
-        service.startService()
-        self.addCleanup(self.close, service)
+        self.open()
         message = self.begin()
         message.write(b"Subject: x\n")
         message.write(b"\nhello\n")
@@ -113,9 +120,14 @@ class EntranceTests(SocketCase):
             self.assertEqual(type(await self.refusal(committed)), AnswerLost)
 
     async def test_aborted(self) -> None:
+        """While it is small, nobody has heard of it; a large one closes its connection."""
         service = self.open()
         message = self.begin()
         message.write(b"hello\n")
+        message.abort()
+        message.abort()
+        message = self.begin()
+        message.write(bytes(100_000))
         while not service.factory.connections:
             await self.turn()
         message.abort()
@@ -123,6 +135,79 @@ class EntranceTests(SocketCase):
         while service.factory.connections:
             await self.turn()
         self.assertEqual(self.queue.accepted, [])
+
+    async def test_side_by_side(self) -> None:
+        """Small messages share one connection, and one that is refused does not harm the others."""
+        service = self.open()
+        messages = [self.begin() for _ in range(50)]
+        for number, message in enumerate(messages):
+            self.assertIsNone(message.write(b"message %d\n" % number))
+        answers = [message.commit(ENVELOPE) for message in messages]
+        numbers = {(await answer).number for answer in answers}
+        self.assertEqual(len(numbers), 50)
+        self.assertEqual(
+            sorted(text for _, text in self.queue.accepted), sorted(b"message %d\n" % number for number in range(50))
+        )
+        self.queue.refuse = 11
+        self.assertEqual((await self.refusal(self.begin().commit(ENVELOPE))).code, 11)
+        self.assertEqual(len(service.factory.connections), 1)
+
+    async def test_connection_is_lost(self) -> None:
+        """Every message that waits for its answer is refused for now; the next one finds the door again."""
+        service = self.open()
+        first = self.begin()
+        first.write(b"hello\n")
+        await first.commit(ENVELOPE)
+        self.queue.slow.add("commit")
+        second, third = self.begin(), self.begin()
+        answers = [second.commit(ENVELOPE), third.commit(ENVELOPE)]
+        while self.queue.held_up < 2:
+            await self.turn()
+        service.factory.abort()
+        for answer in answers:
+            self.assertEqual((await self.refusal(answer)).code, 74)
+        self.queue.slow.clear()
+        fourth = self.begin()
+        fourth.write(b"again\n")
+        self.assertEqual((await fourth.commit(ENVELOPE)).number > 0, True)
+
+    async def test_drain(self) -> None:
+        """A door that closes answers what it was asked, and takes no more."""
+        service = self.open()
+        self.queue.slow.add("commit")
+        message = self.begin()
+        message.write(b"hello\n")
+        committed = message.commit(ENVELOPE)
+        while not self.queue.held_up:
+            await self.turn()
+        stopped = service.stopService()
+        late = self.begin().commit(ENVELOPE)
+        self.assertNoResult(stopped)
+        self.queue.resume()
+        self.assertEqual((await committed).number, 101)
+        await stopped
+        self.assertIn((await self.refusal(late)).code, (56, 74))
+
+    async def test_garbage(self) -> None:
+        """What is no request ends the connection, and nobody else's."""
+        service = self.open()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(f"{self.path}/run/queue")
+            client.sendall(b"*" + b"\xff" * 100)
+            while not service.factory.connections:
+                await self.turn()
+            while service.factory.connections:
+                await self.turn()
+            self.assertEqual(client.recv(1), b"")
+        self.assertEqual(len(self.flushLoggedErrors()), 0)
+
+    async def test_not_for_others(self) -> None:
+        """Only our own servers may ask this way: an ordinary client's memory is bounded."""
+        service = self.home.door()
+        service.startService()
+        self.addCleanup(self.close, service)
+        error = await self.refusal(self.begin().commit(ENVELOPE))
+        self.assertEqual(error.code, 74)
 
     async def test_stop_waits(self) -> None:
         """A stop waits for the answer to what was committed."""

@@ -15,6 +15,7 @@ from zope.interface import implementer
 from qtwist.interfaces import IIncomingMessage
 from qtwist.policy.base import Opinion, consult
 from qtwist.wire.smtp_server import Reply
+from qtwist.writing import write
 
 if TYPE_CHECKING:
     from qtwist.policy.serving import PolicyFactory
@@ -112,7 +113,7 @@ class PolicyConnection(TwistedProtocol):
         data = engine.data_to_send()
         transport: Any = self.transport
         if data:
-            transport.write(data)
+            write(transport, data)
         if not engine.closed:
             self._regulate()
         elif not self._leaving:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import os
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 
@@ -52,7 +52,7 @@ class Session:
         """The session of a new connection, its environment as tcpserver would set it (spec/qmail.md §4)."""
         peer, host = transport.getPeer(), transport.getHost()
         session = cls(
-            id=uuid.uuid4().hex[:16],
+            id=os.urandom(8).hex(),
             remote_ip=plain_ip(getattr(peer, "host", "")),
             remote_port=getattr(peer, "port", 0),
             local_ip=plain_ip(getattr(host, "host", "")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-import uuid
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,6 +29,7 @@ from qtwist.pop3d.interfaces import (
 )
 from qtwist.wire import pop3_server as wire
 from qtwist.wire.pop3_server import BAD_CREDENTIALS, IN_USE, PERMANENT, TEMPORARY, POP3Server
+from qtwist.writing import write
 
 if TYPE_CHECKING:
     from qtwist.pop3d.factory import POP3Factory
@@ -57,7 +58,7 @@ class POP3Protocol(Protocol):
     factory: POP3Factory
 
     def __init__(self) -> None:
-        self._id = uuid.uuid4().hex[:16]
+        self._id = os.urandom(8).hex()
         self._ip = ""
         self._engine = POP3Server(b"")
         self._maildrop: Any = None
@@ -208,7 +209,7 @@ class POP3Protocol(Protocol):
         data = self._engine.data_to_send()
         if data:
             transport: Any = self.transport
-            transport.write(data)
+            write(transport, data)
 
     def _regulate(self) -> None:
         """Read from the client, or do not."""

@@ -19,6 +19,8 @@ When the supervisor is gone, the role stops, within seconds.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import resource
 import signal
@@ -28,8 +30,10 @@ from typing import Any, NoReturn
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
-from twisted.logger import FileLogObserver, LogEvent, Logger, LogLevel, formatEvent, globalLogBeginner
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent, globalLogBeginner
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from qtwist.auth.mailboxes import Mailboxes
 from qtwist.auth.making import make_authenticator
@@ -44,6 +48,7 @@ from qtwist.processes.spawners import ProcessSpawner, SpawnerServer, from_exit_c
 from qtwist.queue.entrance import DoorQueue
 from qtwist.remote.spawn import RemoteSpawner
 from qtwist.roles import SendService, ServerService, StartError
+from qtwist.send.log import TurnLines
 
 #: Descriptors that a role asks for.
 DESCRIPTORS = 8192
@@ -54,6 +59,9 @@ MEMORY = 512 * 1024 * 1024
 
 #: Seconds that a role goes on with what it does when its supervisor has died: it holds the ports, or the queue.
 ORPHAN_PATIENCE = 5.0
+
+#: So many more objects than before, and Python looks for garbage that is in cycles.
+GARBAGE_THRESHOLD = 20_000
 
 _SUPERVISOR = 3
 _log = Logger()
@@ -249,20 +257,30 @@ def make_role(name: str, home: Home, options: list[str]) -> Role:
     return ServerRole(home, {make: role for role, make in SERVED.items()}[name], int(share))
 
 
-def log_to_stderr() -> None:
-    """Events go to descriptor 2, one line each; the supervisor adds time and role."""
+@implementer(ILogObserver)
+class LinesToStderr:
+    """Events go to descriptor 2, one line each; the supervisor adds time and role. What a turn of the reactor has to
+    say goes together."""
 
-    def line(event: LogEvent) -> str:
+    def __init__(self, clock: IReactorTime) -> None:
+        self._lines = TurnLines(lambda lines: write_all(2, lines), clock)
+
+    def __call__(self, event: LogEvent) -> None:
         level = event["log_level"]
-        if level == LogLevel.debug or (level == LogLevel.info and event.get("log_namespace", "").startswith("twisted")):
-            return ""
+        if level is LogLevel.debug:
+            return
+        if level is LogLevel.info and event.get("log_namespace", "").startswith("twisted"):
+            return
         text = formatEvent(event)
         failure = event.get("log_failure")
         if failure is not None:
             text += "\n" + failure.getTraceback()
-        return "".join(f"[{event['log_level'].name}] {part}\n" for part in text.splitlines())
+        for part in text.splitlines():
+            self._lines.add(f"[{level.name}] {part}\n".encode("utf-8", "backslashreplace"))
 
-    globalLogBeginner.beginLoggingTo([FileLogObserver(sys.stderr, line)], redirectStandardIO=False)
+    def flush(self) -> None:
+        """Nothing more will be said."""
+        self._lines.flush()
 
 
 def limit_memory(control: Control, name: str) -> None:
@@ -302,11 +320,16 @@ def main() -> NoReturn:
         home.events = Events(lambda line: write_all(2, line))
         globalLogBeginner.beginLoggingTo([home.events], redirectStandardIO=False)
     else:
-        log_to_stderr()
+        lines = LinesToStderr(reactor)  # type: ignore[arg-type]  # Twisted does not say what its reactor provides
+        atexit.register(lines.flush)
+        globalLogBeginner.beginLoggingTo([lines], redirectStandardIO=False)
     limit_memory(home.control, name)
     if home.control.integer("confine") and not may_need_network(home.control, name) and not forbid_network():
         _log.warn("no filter against the network on this system (control/confine)")
     process = RoleProcess(make_role(name, home, options), reactor)
+    # What is here now stays, and little of what comes later is in cycles.
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD, 10, 10)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGALRM, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a terminal's signals are for the supervisor
     reactor.run(installSignalHandlers=False)  # type: ignore[attr-defined,call-arg]

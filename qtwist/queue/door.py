@@ -21,8 +21,10 @@ from twisted.logger import Logger
 
 from qtwist.interfaces import IIncomingMessage, IQueue
 from qtwist.mail.envelope import Origin
+from qtwist.queue.pipelining import PipelinedRequests
 from qtwist.queue.request import RequestProtocol
 from qtwist.serving import DrainingFactory
+from qtwist.wire.pipelined import MARK
 from qtwist.wire.qmqp import QMQPServer
 
 log = Logger()
@@ -51,7 +53,8 @@ def peer_uid(transport: Any) -> int:
 
 
 class DoorProtocol(RequestProtocol):
-    """One request from this host. It reads no faster than the disk takes what was read."""
+    """One request from this host, or any number of a server of ours. It reads no faster than the disk takes what was
+    read."""
 
     factory: DoorFactory
     silence = SILENCE
@@ -61,6 +64,7 @@ class DoorProtocol(RequestProtocol):
     def __init__(self) -> None:
         super().__init__(QMQPServer())
         self.uid = -1
+        self._pipelined: PipelinedRequests | None = None
 
     @property
     def client(self) -> str:
@@ -79,6 +83,24 @@ class DoorProtocol(RequestProtocol):
 
     def begin(self) -> IIncomingMessage:
         return self.factory.queue.begin(self.factory.origin(self.uid))
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._pipelined is not None:
+            self._pipelined.receive(data)
+        elif data.startswith(MARK) and not self._engine.started and self.uid in self.factory.network:
+            self.stop_timer()  # our servers may be silent for as long as they like
+            self._pipelined = PipelinedRequests(
+                self.transport, self.factory.clock, self.begin, self.leave, self.client, log
+            )
+            self._pipelined.receive(data[len(MARK) :])
+        else:
+            super().dataReceived(data)
+
+    def drain(self) -> None:
+        if self._pipelined is not None:
+            self._pipelined.drain()
+        else:
+            super().drain()
 
 
 class DoorFactory(DrainingFactory[DoorProtocol]):

@@ -15,7 +15,10 @@ from zope.interface import implementer
 from qtwist.interfaces import Accepted, AnswerLost, IIncomingMessage, IQueueEntrance, QueueError
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.queue.client import BROKE_OFF, NO_NETWORK, QueueRefused, read_answer
+from qtwist.queue.incoming import MEMORY_LIMIT
+from qtwist.queue.pipelining import PipelinedDoor
 from qtwist.wire.netstring import encode
+from qtwist.writing import write
 
 _PATH_LIMIT = 107  # sun_path holds 108 octets, with a NUL
 _ANSWER_LIMIT = 10_000
@@ -58,7 +61,7 @@ class _DoorMessage(Protocol):
             self._unsent.append(data)
             self.pauseProducing()
         else:
-            self._transport.write(data)
+            write(self._transport, data)
 
     @property
     def _transport(self) -> Any:
@@ -74,7 +77,7 @@ class _DoorMessage(Protocol):
         unsent, self._unsent = self._unsent, None
         assert unsent is not None
         ready, self._ready = self._ready, None
-        self._transport.write(b"".join(unsent))
+        write(self._transport, b"".join(unsent))
         if self._ready is None:  # else the transport has had enough at once
             if ready is not None:
                 ready.callback(None)
@@ -149,15 +152,81 @@ class _Connector(ClientFactory):
         self._message.unreachable(reason)
 
 
+@implementer(IIncomingMessage)
+class _Message:
+    """One message on its way: kept in memory while it is small, and then sent together with others.
+
+    `submit` sends a whole one, or returns None where that cannot be; `open` begins a connection of its own for it.
+    """
+
+    def __init__(
+        self,
+        submit: Callable[[bytes, Envelope], Deferred[Accepted] | None],
+        open: Callable[[], _DoorMessage],
+        ended: Callable[[_Message], None],
+    ) -> None:
+        self._submit = submit
+        self._open = open
+        self._ended: Callable[[_Message], None] | None = ended
+        self._blocks: list[bytes] = []
+        self._size = 0
+        self._large: _DoorMessage | None = None
+
+    def write(self, data: bytes) -> Deferred[None] | None:
+        if self._large is None:
+            self._blocks.append(data)
+            self._size += len(data)
+            return None if self._size <= MEMORY_LIMIT else self._spill()
+        return self._large.write(data)
+
+    def commit(self, envelope: Envelope) -> Deferred[Accepted]:
+        result = None
+        if self._large is None:
+            result = self._submit(b"".join(self._blocks), envelope)
+        if result is None:
+            if self._large is None:
+                self._spill()
+            assert self._large is not None
+            return self._large.commit(envelope)
+        self._blocks = []
+        answer: Deferred[Accepted] = Deferred()
+
+        def answered(outcome: Any) -> None:
+            answer.callback(outcome)
+            self._end()
+
+        result.addBoth(answered)
+        return answer
+
+    def abort(self) -> None:
+        if self._large is not None:
+            self._large.abort()
+        self._end()
+
+    def _spill(self) -> Deferred[None] | None:
+        self._large = self._open()
+        blocks, self._blocks = self._blocks, []
+        self._end()  # it is counted by that connection now
+        return self._large.write(b"".join(blocks))
+
+    def _end(self) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended(self)
+
+
 @implementer(IQueueEntrance)
 class DoorQueue:
-    """Hands messages to the daemon behind the socket HOME/run/queue; it knows by our user id where they come from."""
+    """Hands messages to the daemon behind the socket HOME/run/queue; it knows by our user id where they come from.
+
+    Small ones share a connection (:mod:`qtwist.queue.pipelining`), large ones have one each.
+    """
 
     def __init__(self, home: str, reactor: Any) -> None:
         self._directory = os.path.join(home, "run")
         self._reactor = reactor
         self._holder = -1
-        self._open: set[_DoorMessage] = set()
+        self._open: set[_DoorMessage | _Message] = set()
         self._stopped: Deferred[None] | None = None
 
     def start(self) -> None:
@@ -166,6 +235,7 @@ class DoorQueue:
         if len(os.fsencode(self._path)) > _PATH_LIMIT:
             self._holder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._path = f"/proc/self/fd/{self._holder}/queue"
+        self._door = PipelinedDoor(self._path, self._reactor)
 
     def stop(self) -> Deferred[None]:
         """Fires when every message that was begun has been answered or aborted."""
@@ -173,19 +243,25 @@ class DoorQueue:
         self._check_stopped()
         return self._stopped
 
-    def begin(self, origin: Origin) -> _DoorMessage:
+    def begin(self, origin: Origin) -> _Message:
         """As IQueueEntrance says; `origin` is what the door makes of our user id, whatever is given here."""
+        message = _Message(self._door.submit, self._connect, self._message_ended)
+        self._open.add(message)
+        return message
+
+    def _connect(self) -> _DoorMessage:
         message = _DoorMessage(self._message_ended)
         self._open.add(message)
         self._reactor.connectUNIX(self._path, _Connector(message))
         return message
 
-    def _message_ended(self, message: _DoorMessage) -> None:
+    def _message_ended(self, message: _DoorMessage | _Message) -> None:
         self._open.discard(message)
         self._check_stopped()
 
     def _check_stopped(self) -> None:
         if self._stopped is not None and not self._open and not self._stopped.called:
+            self._door.close()
             if self._holder != -1:
                 os.close(self._holder)
                 self._holder = -1

@@ -16,6 +16,7 @@ from qtwist.interfaces import Accepted, AnswerLost, IIncomingMessage, QueueError
 from qtwist.mail.envelope import Envelope
 from qtwist.mail.queue_texts import report
 from qtwist.wire.qmqp import QMQPServer
+from qtwist.writing import write
 
 TIMEOUT = 52
 INTERNAL_BUG = 81
@@ -64,6 +65,12 @@ class RequestProtocol(Protocol):
         self._last = self._begun = clock.seconds()
         self._timer = clock.callLater(min(self.silence, self.lifetime), self._tick)
 
+    def stop_timer(self) -> None:
+        """The client may take as long as it likes."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def answer(self, code: int, text: bytes) -> None:
         """The last word: qmail-queue's exit code, and a text with its letter."""
         if self._ended:
@@ -71,7 +78,7 @@ class RequestProtocol(Protocol):
         self._ended = True
         if not self._committing:
             self._abort()
-        self._transport.write(self._engine.answer(code, text))
+        write(self._transport, self._engine.answer(code, text))
         self.leave()
 
     def leave(self) -> None:
@@ -114,9 +121,7 @@ class RequestProtocol(Protocol):
         self._go_on()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self.stop_timer()
         self._ended = True
         if not self._committing:
             self._abort()

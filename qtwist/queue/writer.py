@@ -11,7 +11,6 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
 from qtwist.queue.journal import Journal, Record
@@ -33,12 +32,17 @@ class _Job:
 
 
 class JournalWriter:
-    """Writes records in the order in which they come. Methods run in the reactor thread."""
+    """Writes records in the order in which they come. Methods run in the reactor thread.
 
-    def __init__(self, reactor: IReactorFromThreads, journal: Journal) -> None:
+    What comes in one turn of the reactor is handed to the thread together: waking it costs more than most records.
+    `reactor` provides IReactorTime and IReactorFromThreads.
+    """
+
+    def __init__(self, reactor: Any, journal: Journal) -> None:
         self._reactor = reactor
         self._journal = journal
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[list[_Job | None]] = queue.SimpleQueue()
+        self._turn_jobs: list[_Job | None] = []  # of this turn of the reactor
         self._ended: Deferred[None] = Deferred()
         self._since: float | None = None  # when the first record was written that no flush has followed
         self.broken: OSError | None = None
@@ -77,7 +81,13 @@ class JournalWriter:
         return self._ended
 
     def _put(self, job: _Job | None) -> None:
-        self._jobs.put(job)
+        if not self._turn_jobs:
+            self._reactor.callLater(0, self._hand_over)
+        self._turn_jobs.append(job)
+
+    def _hand_over(self) -> None:
+        jobs, self._turn_jobs = self._turn_jobs, []
+        self._jobs.put(jobs)
 
     def _work(self) -> None:
         stopping = False
@@ -87,24 +97,25 @@ class JournalWriter:
 
     def _next_batch(self) -> tuple[list[_Job], bool]:
         try:
-            job = self._jobs.get(timeout=IDLE)
+            jobs = self._jobs.get(timeout=IDLE)
         except queue.Empty:
             self._flush()
-            job = self._jobs.get()
-        return self._gather(job)
+            jobs = self._jobs.get()
+        return self._gather(jobs)
 
-    def _gather(self, job: _Job | None) -> tuple[list[_Job], bool]:
-        """What has come up to now, `job` before all; and whether the end has come."""
+    def _gather(self, jobs: list[_Job | None]) -> tuple[list[_Job], bool]:
+        """What has come up to now, `jobs` before all; and whether the end has come."""
         batch: list[_Job] = []
-        while job is not None:
-            batch.append(job)
-            if len(batch) == BATCH:
+        while True:
+            batch += [job for job in jobs if job is not None]
+            if jobs[-1] is None:
+                return batch, True
+            if len(batch) >= BATCH:
                 return batch, False
             try:
-                job = self._jobs.get_nowait()
+                jobs = self._jobs.get_nowait()
             except queue.Empty:
                 return batch, False
-        return batch, True
 
     def _turn(self, batch: list[_Job], stopping: bool) -> None:
         answers = [job.answer for job in batch if job.answer is not None]

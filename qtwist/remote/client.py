@@ -28,6 +28,7 @@ from qtwist.wire.smtp_client import (
     TooLarge,
     Transaction,
 )
+from qtwist.writing import write
 
 BLOCK = 65536
 """Octets that are read from a message at a time, in the reactor: the page cache has what was just queued."""
@@ -254,7 +255,7 @@ class Connection(Protocol):
     def _flush(self) -> None:
         output = self._engine.take_output()
         if output:
-            self.transport.write(output)
+            write(self.transport, output)
 
     def _stop_producing(self) -> None:
         if self._producing:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from twisted.internet.interfaces import IReactorTime
+
 from qtwist.interfaces import Preprocessed
 from qtwist.mail.address import sanitise_log
 from qtwist.mail.envelope import Report
@@ -66,10 +68,31 @@ class SendLog:
         self._write(b"alert: %s\n" % text.encode("utf-8", "surrogateescape"))
 
 
+class TurnLines:
+    """Lines on their way to `write`: those of one turn of the reactor are written together, in one piece."""
+
+    def __init__(self, write: Callable[[bytes], None], clock: IReactorTime) -> None:
+        self._write = write
+        self._clock = clock
+        self._lines: list[bytes] = []
+
+    def add(self, line: bytes) -> None:
+        """Write this line at the end of the turn."""
+        if not self._lines:
+            self._clock.callLater(0, self.flush)
+        self._lines.append(line)
+
+    def flush(self) -> None:
+        """Write what is still to be written."""
+        lines, self._lines = self._lines, []
+        if lines:
+            self._write(b"".join(lines))
+
+
 class LogFile:
     """Where the lines go: a descriptor, or a file that :meth:`reopen` opens anew (log rotation).
 
-    Lines are written at once and whole; nothing is kept back in a buffer.
+    What is written is written at once and whole; nothing is kept back in a buffer.
     """
 
     def __init__(self, path: str | None) -> None:

@@ -89,3 +89,20 @@ class NetstringReader:
             raise NetstringError("a netstring does not end with a comma")
         self.ended = True
         return contents, stop + 1
+
+
+def split(data: bytes) -> list[bytes]:
+    """The contents of the netstrings that `data` is made of, one after the other. NetstringError for anything else."""
+    found: list[bytes] = []
+    position, size = 0, len(data)
+    while position < size:
+        head = LengthReader(size)
+        start = head.feed(data, position, size)
+        if head.length is None:
+            raise NetstringError("a length has no end")
+        end = start + head.length
+        if data[end : end + 1] != b",":
+            raise NetstringError("a netstring does not end with a comma")
+        found.append(data[start:end])
+        position = end + 1
+    return found

@@ -240,8 +240,8 @@ class SimulatedWriter(JournalWriter):
     def start(self) -> None:
         """There is no thread."""
 
-    def _put(self, job: Any) -> None:
-        super()._put(job)
+    def _hand_over(self) -> None:
+        super()._hand_over()
         self._plan()
 
     def _plan(self) -> None:
