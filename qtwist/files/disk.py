@@ -144,6 +144,14 @@ class Disk(ABC):
         was written: open one first, write, then call this with it.
         """
 
+    def can_share_sync(self, fd: int) -> bool:
+        """Whether :meth:`sync_filesystem` does for this file what :meth:`fsync` would."""
+        return self.can_sync_filesystem
+
+
+#: Where syncfs is as good as fsync; behind FUSE, say, it does not reach the file system that the files are on.
+_LOCAL_FILESYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "reiserfs"})
+
 
 class RealDisk(Disk):
     """The operating system's file systems."""
@@ -152,6 +160,7 @@ class RealDisk(Disk):
         # Before Linux 5.8 syncfs succeeds even if blocks could not be written.
         self.can_sync_filesystem = sys.platform == "linux" and _linux_release() >= (5, 8)
         self._syncfs: Callable[[int], int] | None = None
+        self._shared: dict[int, bool] = {}  # by device: can_share_sync
 
     def open(self, path: Path, flags: int, mode: int = 0) -> int:
         return os.open(path, flags | os.O_CLOEXEC, mode)
@@ -212,6 +221,14 @@ class RealDisk(Disk):
     def sync_data(self, fd: int) -> None:
         getattr(os, "fdatasync", os.fsync)(fd)
 
+    def can_share_sync(self, fd: int) -> bool:
+        if not self.can_sync_filesystem:
+            return False
+        device = os.fstat(fd).st_dev
+        if device not in self._shared:
+            self._shared[device] = _filesystem_of(device) in _LOCAL_FILESYSTEMS
+        return self._shared[device]
+
     def sync_filesystem(self, fd: int) -> None:
         # ctypes is slow to import, and only the queue comes here.
         import ctypes
@@ -221,6 +238,20 @@ class RealDisk(Disk):
         if self._syncfs(fd) != 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
+
+
+def _filesystem_of(device: int) -> str | None:
+    """The type of a mounted file system, None when the system does not tell."""
+    wanted = b"%d:%d" % (os.major(device), os.minor(device))
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            for line in file:
+                mount, _, about = line.partition(b" - ")
+                if mount.split(b" ", 3)[2] == wanted:
+                    return about.split(b" ", 1)[0].decode("ascii", "replace")
+    except (OSError, IndexError):
+        return None
+    return None
 
 
 def _linux_release() -> tuple[int, ...]:

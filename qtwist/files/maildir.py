@@ -8,6 +8,7 @@ import os
 
 from qtwist.files.copying import message_blocks
 from qtwist.files.disk import Disk
+from qtwist.files.syncing import Sync, SyncDirectory, Syncing, sync_alone
 
 #: How many names are tried when the first one is taken already.
 _TRIES = 3
@@ -43,17 +44,23 @@ def deliver_to_maildir(disk: Disk, directory: bytes, fd: int, prefix: bytes, now
     except after a crash, when tmp/ may keep a file that maildir readers remove after 36 hours. The offset of `fd`
     stays as it is.
     """
+    return sync_alone(disk, store(disk, directory, fd, prefix, now, hostname))
+
+
+def store(disk: Disk, directory: bytes, fd: int, prefix: bytes, now: float, hostname: bytes) -> Syncing[bytes]:
+    """As :func:`deliver_to_maildir`, but what has to be synced is asked for, so that many can share a flush."""
     target, name = _create(disk, directory, now, hostname)
     tmp = os.path.join(directory, b"tmp", name)
     new = os.path.join(directory, b"new", name)
     try:
         try:
             _fill(disk, target, fd, prefix)
+            yield Sync(target)
         finally:
             disk.close(target)
         disk.link(tmp, new)
         try:
-            disk.fsync_directory(os.path.dirname(new))
+            yield SyncDirectory(os.path.dirname(new))
         except OSError:
             # It may or may not be there after a crash. It is told as not delivered, so it has to go.
             _remove(disk, new)
@@ -87,7 +94,6 @@ def _fill(disk: Disk, target: int, fd: int, prefix: bytes) -> None:
         pending = b""
     if pending:
         disk.write_all(target, pending)
-    disk.fsync(target)
 
 
 def _remove(disk: Disk, path: bytes) -> None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from qtwist.files.assign import Assignment
 from qtwist.files.disk import Disk
-from qtwist.files.maildir import MaildirError, deliver_to_maildir
+from qtwist.files.maildir import MaildirError, store
 from qtwist.files.mbox import MboxError, deliver_to_mbox
+from qtwist.files.syncing import Ended, Syncing, sync_alone, sync_together
 from qtwist.local import dotqmail, environment
 from qtwist.local.errors import DONE, PERMANENT, TEMPORARY, DeliveryError, is_temporary, reason
 from qtwist.local.program import outcome, run_program
@@ -104,18 +105,17 @@ def deliver(job: Job, parts: Parts) -> Outcome:
 
     Codes: 0, 100 (permanent), 111 (temporary), or 113 where a program would have to run as root.
     """
-    run = _Run(job, parts)
-    try:
-        run.carry_out()
-    except DeliveryError as error:
-        if error.text:
-            run.output += error.text + b"\n"
-        return Outcome(error.code, bytes(run.output))
-    return Outcome(DONE, bytes(run.output))
+    return LocalDelivery(job, parts).carry_out()
 
 
-class _Run:
-    """The state of one delivery under way."""
+def deliver_together(deliveries: Sequence[LocalDelivery], disk: Disk) -> list[Ended[Outcome]]:
+    """Carry out deliveries that are `brief`, so that they share their flushes; how each has ended, in their order."""
+    return sync_together(disk, [one.steps() for one in deliveries])
+
+
+class LocalDelivery:
+    """One delivery. Made, it has looked at home directory, loop and .qmail file (§13.1), and delivered nothing; what
+    was found wrong comes out when it is carried out, once."""
 
     def __init__(self, job: Job, parts: Parts) -> None:
         self.job = job
@@ -125,9 +125,33 @@ class _Run:
         self.files = 0
         self.programs = 0
         self.forwards: list[bytes] = []
+        self.instructions: list[dotqmail.Instruction] = []
+        self._refusal: DeliveryError | None = None
+        try:
+            self._prepare()
+        except DeliveryError as error:
+            self._refusal = error
 
-    def carry_out(self) -> None:
-        """§13.1 in order, then the instructions, then what was forwarded, in one queue run."""
+    @property
+    def brief(self) -> bool:
+        """Whether it waits for nothing but the disk: no program, no lock, no queue."""
+        return all(isinstance(one, (dotqmail.Maildir, dotqmail.ForwardOnly)) for one in self.instructions)
+
+    def carry_out(self) -> Outcome:
+        """Deliver, in one go."""
+        return sync_alone(self.parts.disk, self.steps())
+
+    def steps(self) -> Syncing[Outcome]:
+        """Deliver, asking for the syncs of maildirs."""
+        try:
+            yield from self._carry_out()
+        except DeliveryError as error:
+            if error.text:
+                self.output += error.text + b"\n"
+            return Outcome(error.code, bytes(self.output))
+        return Outcome(DONE, bytes(self.output))
+
+    def _prepare(self) -> None:
         job = self.job
         self._check_arguments()
         self._check_home()
@@ -137,14 +161,21 @@ class _Run:
             raise DeliveryError(
                 PERMANENT, b"Mail loop: the message has been delivered to this address before. (#5.4.6)"
             )
-        text, forward_only, self.default = self._find_instructions()
+        text, self.forward_only, self.default = self._find_instructions()
         self.new_sender = self._forwarding_sender()
-        for instruction in dotqmail.instructions(text):
+        self.instructions = list(dotqmail.instructions(text))
+
+    def _carry_out(self) -> Syncing[None]:
+        """The instructions in order, then what was forwarded, in one queue run."""
+        if self._refusal is not None:
+            raise self._refusal
+        forward_only = self.forward_only
+        for instruction in self.instructions:
             if isinstance(instruction, dotqmail.ForwardOnly):
                 forward_only = True
-            elif not self._execute(instruction, forward_only):
+            elif not (yield from self._execute(instruction, forward_only)):
                 break
-        qp = self._forward() if self.forwards and not job.dry_run else None
+        qp = self._forward() if self.forwards and not self.job.dry_run else None
         self.output += b"did %d+%d+%d\n" % (self.files, len(self.forwards), self.programs)
         if qp is not None:
             self.output += b"qp %d\n" % qp
@@ -241,7 +272,7 @@ class _Run:
 
     # -- instructions ---------------------------------------------------------------------------------------------
 
-    def _execute(self, instruction: dotqmail.Instruction, forward_only: bool) -> bool:
+    def _execute(self, instruction: dotqmail.Instruction, forward_only: bool) -> Syncing[bool]:
         """Carry out one instruction; False when the rest is not wanted (§13.5)."""
         if isinstance(instruction, dotqmail.BlankStart):
             raise DeliveryError(TEMPORARY, b"The first line of the .qmail file is blank. (#4.2.1)")
@@ -258,7 +289,7 @@ class _Run:
         if forward_only:
             raise DeliveryError(TEMPORARY, b"The .qmail file may only forward, but it names a mailbox. (#4.7.0)")
         if isinstance(instruction, dotqmail.Maildir):
-            return self._explain(b"maildir ", instruction.path) or self._store_in_maildir(instruction.path)
+            return self._explain(b"maildir ", instruction.path) or (yield from self._store_in_maildir(instruction.path))
         assert isinstance(instruction, dotqmail.Mbox)
         return self._explain(b"mbox ", instruction.path) or self._append_to_mbox(instruction.path)
 
@@ -267,11 +298,11 @@ class _Run:
             self.output += kind + what + b"\n"
         return self.job.dry_run
 
-    def _store_in_maildir(self, path: bytes) -> bool:
+    def _store_in_maildir(self, path: bytes) -> Syncing[bool]:
         parts = self.parts
         lines = self.return_path + self.delivered_to
         try:
-            deliver_to_maildir(parts.disk, self._path(path), self.job.fd, lines, parts.now(), parts.hostname)
+            yield from store(parts.disk, self._path(path), self.job.fd, lines, parts.now(), parts.hostname)
         except MaildirError as error:
             raise DeliveryError(TEMPORARY, error.text) from error
         return True

@@ -1,15 +1,17 @@
-"""What runs in the processes that lspawn starts for users: one delivery after the other, as that user.
+"""What runs in the processes that lspawn starts for users: deliveries, as that user.
 
-Such a process has no descriptor but its packet socket (0 to 2 are /dev/null), and sees one message at a time, as a
-descriptor. Standard library only: lspawn loads this as root before it forks.
+Such a process has no descriptor but its packet socket (0 to 2 are /dev/null) and those of the messages. Standard
+library only: lspawn loads this as root before it forks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pwd
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,8 +22,9 @@ from qtwist.control_reading import ControlError, first_line, read
 from qtwist.files.assign import Assignment
 from qtwist.files.copying import message_blocks
 from qtwist.files.disk import RealDisk
-from qtwist.local.deliver import Forwarded, Job, Parts, deliver
+from qtwist.local.deliver import Forwarded, Job, LocalDelivery, Outcome, Parts, deliver_together
 from qtwist.local.errors import SYSTEM_TROUBLE, TEMPORARY, DeliveryError
+from qtwist.local.packets import receive
 from qtwist.local.users import Users, folder_account
 from qtwist.mail.envelope import Report
 from qtwist.pop3d import mailbox
@@ -29,36 +32,114 @@ from qtwist.pop3d.maildir import MaildirSession
 from qtwist.queue.client import QueueRefused, submit
 from qtwist.wire import spawning
 
+#: The most deliveries that are carried out together.
+BATCH = 50
+
 
 def serve(sock: socket.socket, home: str, defaults: Mapping[str, Any]) -> None:
-    """Carry out the deliveries that come through `sock`, until it is closed.
+    """Carry out the deliveries that come through `sock`, until it is closed and all is done.
 
-    `defaults` has what control/defaultdelivery and control/timeoutlocal stand for where they are missing, and
-    ``path``, the $PATH of programs.
+    Those that wait for nothing but the disk share their flushes with others that came meanwhile; programs, locks and
+    forwards are waited for in a thread, so that nothing else of the user's waits for them. `defaults` has what
+    control/defaultdelivery and control/timeoutlocal stand for where they are missing, and ``path``, the $PATH of
+    programs.
     """
     os.umask(0o077)
     sock.setblocking(True)
-    disk = RealDisk()
-    hostname = os.fsencode(socket.gethostname())
-    environment = {b"PATH": os.fsencode(defaults["path"]), b"QTWISTHOME": os.fsencode(home)}
-    while True:
-        packet, fds, _, _ = socket.recv_fds(sock, spawning.LONGEST, 1, socket.MSG_CMSG_CLOEXEC)
-        if not packet:
-            return
+    server = _Server(sock, home, defaults)
+    while packets := _receive(sock):
+        server.carry_out(packets)
+    server.wait()
+
+
+def _receive(sock: socket.socket) -> list[tuple[bytes, list[int]]]:
+    """All requests that are there, but one at least; none when there will be no more."""
+    packets: list[tuple[bytes, list[int]]] = []
+    flags = 0
+    while len(packets) < BATCH:
         try:
-            user, folder, local, dash, ext, domain, sender = spawning.read_fields(packet, 7)
-            default, timeout = _settings(home, defaults)
-            job = Job(user, folder, local, dash, ext, domain, sender, default, fds[0])
-            parts = Parts(disk, time.time, hostname, partial(_forward, home, disk), environment, timeout)
-            outcome = deliver(job, parts)
-            code, output = outcome.code, outcome.output
-        except ControlError as error:
-            code, output = TEMPORARY, b"%s (#4.3.0)\n" % str(error).encode("utf-8", "surrogateescape")
-        except Exception as error:  # the next message may fare better; this one is tried again
-            code, output = SYSTEM_TROUBLE, b"Internal error: %b (#4.3.0)\n" % repr(error).encode("utf-8", "replace")
-        for fd in fds:
-            os.close(fd)
-        sock.send(spawning.reply(0, code, output))
+            packet, fds = receive(sock, spawning.LONGEST, 1, flags)
+        except BlockingIOError:
+            break
+        if not packet:
+            break  # seen again, when nothing else is there
+        packets.append((packet, fds))
+        flags = socket.MSG_DONTWAIT
+    return packets
+
+
+class _Server:
+    """The deliveries of one user."""
+
+    def __init__(self, sock: socket.socket, home: str, defaults: Mapping[str, Any]) -> None:
+        self._sock = sock
+        self._home = home
+        self._defaults = defaults
+        self._disk = RealDisk()
+        self._hostname = os.fsencode(socket.gethostname())
+        self._environment = {b"PATH": os.fsencode(defaults["path"]), b"QTWISTHOME": os.fsencode(home)}
+        self._threads: set[threading.Thread] = set()
+
+    def carry_out(self, packets: Sequence[tuple[bytes, list[int]]]) -> None:
+        """Carry out what is asked for; what takes long may still run when this returns."""
+        brief: list[tuple[int, int, LocalDelivery]] = []
+        for packet, fds in packets:
+            number, *values = spawning.read_fields(packet, 8)
+            delivery, [fd] = int(number), fds
+            try:
+                made = self._prepare(values, fd)
+            except ControlError as error:
+                text = str(error).encode("utf-8", "surrogateescape")
+                self._end(delivery, fd, Outcome(TEMPORARY, b"%s (#4.3.0)\n" % text))
+            except Exception as error:  # the next message may fare better; this one is tried again
+                self._end(delivery, fd, _bug(error))
+            else:
+                if made.brief:
+                    brief.append((delivery, fd, made))
+                else:
+                    self._begin(delivery, fd, made)
+        ended = deliver_together([made for _, _, made in brief], self._disk)
+        for (delivery, fd, _), end in zip(brief, ended, strict=True):
+            self._end(delivery, fd, _bug(end.error) if end.error is not None else end.result())
+
+    def wait(self) -> None:
+        """Return when nothing runs any more."""
+        for thread in list(self._threads):
+            thread.join()
+
+    def _prepare(self, values: Sequence[bytes], fd: int) -> LocalDelivery:
+        user, folder, local, dash, ext, domain, sender = values
+        default, timeout = _settings(self._home, self._defaults)
+        job = Job(user, folder, local, dash, ext, domain, sender, default, fd)
+        forward = partial(_forward, self._home, self._disk)
+        return LocalDelivery(job, Parts(self._disk, time.time, self._hostname, forward, self._environment, timeout))
+
+    def _begin(self, delivery: int, fd: int, made: LocalDelivery) -> None:
+        def run() -> None:
+            try:
+                outcome = made.carry_out()
+            except Exception as error:  # as above
+                outcome = _bug(error)
+            self._end(delivery, fd, outcome)
+            self._threads.discard(thread)
+
+        thread = threading.Thread(target=run)
+        self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError as error:  # there can be no more threads
+            self._threads.discard(thread)
+            self._end(delivery, fd, _bug(error))
+
+    def _end(self, delivery: int, fd: int, outcome: Outcome) -> None:
+        os.close(fd)
+        # lspawn reads what it asked for; when it is gone, nobody wants to know.
+        with contextlib.suppress(OSError):
+            self._sock.send(spawning.reply(delivery, outcome.code, outcome.output))
+
+
+def _bug(error: Exception) -> Outcome:
+    return Outcome(SYSTEM_TROUBLE, b"Internal error: %b (#4.3.0)\n" % repr(error).encode("utf-8", "replace"))
 
 
 def _settings(home: str, defaults: Mapping[str, Any]) -> tuple[bytes, float]:

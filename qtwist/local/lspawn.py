@@ -40,12 +40,15 @@ from qtwist.files.assign import Assignment
 from qtwist.local import delivering
 from qtwist.local.becoming import become, forget_signals, keep_only, no_new_privileges
 from qtwist.local.errors import AS_ROOT, BAD_RECORD, PERMANENT, SYSTEM_TROUBLE, DeliveryError
+from qtwist.local.packets import receive
 from qtwist.local.users import Users
 from qtwist.wire import spawning
 
 #: The most deliveries at once, and the most processes that wait for another message to the same user.
 LIMIT = 120
 MOST_IDLE = 60
+#: The most deliveries to one user in one process, which share flushes.
+MOST_TOGETHER = 20
 #: The most mailboxes that are read at once.
 MOST_MAILBOXES = 1000
 #: Seconds that a process waits for another message to the same user.
@@ -79,11 +82,14 @@ class Config:
 
 
 class Request:
-    """A delivery that was asked for; `fd` is the message."""
+    """A delivery that was asked for by the queue manager behind `asker`; `fd` is the message."""
 
-    __slots__ = ("delivery", "domain", "fd", "local", "sender")
+    __slots__ = ("asker", "delivery", "domain", "fd", "local", "sender")
 
-    def __init__(self, delivery: int, fd: int, local: bytes, domain: bytes, sender: bytes) -> None:
+    def __init__(
+        self, asker: socket.socket, delivery: int, fd: int, local: bytes, domain: bytes, sender: bytes
+    ) -> None:
+        self.asker = asker
         self.delivery = delivery
         self.fd = fd
         self.local = local
@@ -92,14 +98,14 @@ class Request:
 
 
 class Child:
-    """A process that delivers for one user; `request` is what it does now."""
+    """A process that delivers for one user; `requests` are what it does now."""
 
-    __slots__ = ("key", "request", "since", "socket")
+    __slots__ = ("key", "requests", "since", "socket")
 
     def __init__(self, key: Key, sock: socket.socket) -> None:
         self.key = key
         self.socket = sock
-        self.request: Request | None = None
+        self.requests: dict[int, Request] = {}
         self.since = 0.0
 
 
@@ -115,6 +121,8 @@ class Spawner:
         self.running = 0
         self.idle: OrderedDict[Child, None] = OrderedDict()  # the one that waits longest stands first
         self.children: set[Child] = set()
+        self.busy: dict[Key, Child] = {}  # a process of that user with something to do, but not too much
+        self.jobs = 0  # the number of the last one
         self.lookup: socket.socket | None = None
         self.parked: deque[tuple[Found, Failed]] = (
             deque()
@@ -216,9 +224,10 @@ class Spawner:
             refusal = 0, b""  # mail for nobody at this host is thrown away (§11.2)
         if refusal is not None:
             _close(fds)
-            self._answer(delivery, *refusal)
+            self._answer(self.sender, delivery, *refusal)
             return
-        request = Request(delivery, fds[0], local, domain, sender)
+        assert self.sender is not None
+        request = Request(self.sender, delivery, fds[0], local, domain, sender)
         self.running += 1
         self._find_owner(
             local,
@@ -242,25 +251,39 @@ class Spawner:
             self._finish(request, AS_ROOT, b"")
             return
         key = owner.user, owner.uid, owner.gid, owner.home
+        self.jobs += 1
+        number = self.jobs
         try:
             job = spawning.fields(
-                owner.user, owner.home, request.local, owner.dash, owner.ext, request.domain, request.sender
+                b"%d" % number,
+                *(owner.user, owner.home, request.local, owner.dash, owner.ext, request.domain, request.sender),
             )
-            for _ in range(2):
+            for _ in range(3):
                 child = self._child(key)
                 try:
                     socket.send_fds(child.socket, [job], [request.fd])
+                except BlockingIOError:
+                    self.busy.pop(key, None)  # it has more to do than it can hear of
+                    continue
                 except OSError:
                     self._lose(child)  # it died while it waited; another one is made
                     continue
-                child.request = request
+                child.requests[number] = request
+                if len(child.requests) < MOST_TOGETHER:
+                    self.busy[key] = child
+                elif self.busy.get(key) is child:
+                    del self.busy[key]
                 return
             self._finish(request, SYSTEM_TROUBLE, b"")
         except (OSError, ValueError):
             self._finish(request, SYSTEM_TROUBLE, b"")
 
     def _child(self, key: Key) -> Child:
-        """A process that is this user: one that waits, or a new one. OSError when there can be none."""
+        """A process that is this user: one that works for it, one that waits, or a new one. OSError when there can be
+        none."""
+        busy = self.busy.get(key)
+        if busy is not None:
+            return busy
         for child in self.idle:
             if child.key == key:
                 del self.idle[child]
@@ -279,41 +302,65 @@ class Spawner:
         return child
 
     def _on_child(self, child: Child) -> None:
-        if child not in self.children:
-            return  # lost in this very round
-        packet, fds = _receive(child.socket, 0)
-        _close(fds)
-        request, child.request = child.request, None
-        if packet and request is not None:
+        for _ in range(MOST_TOGETHER):
+            if child not in self.children:
+                return  # lost in this very round
             try:
-                _, code, output = spawning.read_reply(packet)
-            except ValueError:
-                code, output = SYSTEM_TROUBLE, b""
+                packet, fds = _receive(child.socket, 0)
+            except BlockingIOError:
+                return
+            _close(fds)
+            if not packet:
+                self._lose(child)
+                return
+            self._on_reply(child, packet)
+
+    def _on_reply(self, child: Child, packet: bytes) -> None:
+        try:
+            number, code, output = spawning.read_reply(packet)
+        except ValueError:
+            self._lose(child)  # nobody can know what it is about
+            return
+        request = child.requests.pop(number, None)
+        if request is None:
+            return
+        if not child.requests:
+            if self.busy.get(child.key) is child:
+                del self.busy[child.key]
             child.since = time.monotonic()
             self.idle[child] = None
-            self._finish(request, code, output)
-            return
-        self._lose(child)
-        if request is not None:
-            self._finish(request, -1, b"")
+        elif child.key not in self.busy:
+            self.busy[child.key] = child
+        self._finish(request, code, output)
 
     def _lose(self, child: Child) -> None:
+        """This process is gone, or is to go; what it has not answered is tried again."""
         self.children.discard(child)
         self.idle.pop(child, None)
+        if self.busy.get(child.key) is child:
+            del self.busy[child.key]
         self._forget(child.socket)
+        requests, child.requests = child.requests, {}
+        for request in requests.values():
+            self._finish(request, -1, b"")
 
     def _finish(self, request: Request, code: int, output: bytes) -> None:
         os.close(request.fd)
         self.running -= 1
-        self._answer(request.delivery, code, output)
+        self._answer(request.asker, request.delivery, code, output)
 
-    def _answer(self, delivery: int, code: int, output: bytes) -> None:
-        if self.sender is not None:
+    def _answer(self, asker: socket.socket | None, delivery: int, code: int, output: bytes) -> None:
+        """Tell the queue manager that has asked; the numbers of another one are its own."""
+        if asker is not None and asker is self.sender:
             # The queue manager reads what it asked for; one that does not is as good as gone.
+            packet = spawning.reply(delivery, code, output)
             with contextlib.suppress(OSError):
-                self.sender.setblocking(True)
-                self.sender.send(spawning.reply(delivery, code, output))
-                self.sender.setblocking(False)
+                try:
+                    asker.send(packet)
+                except BlockingIOError:
+                    asker.setblocking(True)
+                    asker.send(packet)
+                    asker.setblocking(False)
 
     def _end_idle(self) -> None:
         now = time.monotonic()
@@ -508,10 +555,9 @@ def _pair() -> tuple[socket.socket, socket.socket]:
 def _receive(sock: socket.socket, most: int) -> tuple[bytes, list[int]]:
     """One packet and its descriptors; an empty one at the end. BlockingIOError when there is none."""
     try:
-        packet, fds, _, _ = socket.recv_fds(sock, spawning.LONGEST, most, socket.MSG_CMSG_CLOEXEC)
+        return receive(sock, spawning.LONGEST, most)
     except ConnectionError:
         return b"", []
-    return packet, fds
 
 
 def _close(fds: list[int]) -> None:

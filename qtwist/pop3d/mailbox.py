@@ -19,6 +19,7 @@ import struct
 from array import array
 from collections.abc import Callable, Collection, Sequence
 
+from qtwist.local.packets import receive
 from qtwist.pop3d.maildir import MaildirSession, Names
 
 OPEN, SIZES, FETCH, FINISH = b"o", b"s", b"f", b"q"
@@ -67,7 +68,7 @@ def serve(sock: socket.socket, opened: Callable[[], MaildirSession]) -> None:
     sock.settimeout(None)
     session: MaildirSession | None = None
     while True:
-        packet, fds, _, _ = socket.recv_fds(sock, _PACKET, 1, socket.MSG_CMSG_CLOEXEC)
+        packet, fds = receive(sock, _PACKET, 1)
         if not packet:
             return
         answer, given = b"K", -1
@@ -187,7 +188,7 @@ class MailboxSession:
                 socket.send_fds(self._socket, [request], given)
             else:
                 self._socket.send(request)
-            answer, fds, _, _ = socket.recv_fds(self._socket, _PACKET, 1, socket.MSG_CMSG_CLOEXEC)
+            answer, fds = receive(self._socket, _PACKET, 1)
         except TimeoutError as error:
             raise OSError(errno.ETIMEDOUT, "the process that reads the mailbox does not answer") from error
         fd = fds[0] if fds else -1

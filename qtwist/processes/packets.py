@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from qtwist.local.packets import receive
 from qtwist.wire.spawning import LONGEST
 
 #: Packets read before others get their turn.
@@ -95,7 +96,7 @@ class PacketConnection:
             if self._socket is None:
                 return
             try:
-                packet, fds, _, _ = socket.recv_fds(self._socket, LONGEST, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+                packet, fds = receive(self._socket, LONGEST, MOST_DESCRIPTORS)
             except BlockingIOError:
                 return
             except OSError:
