@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory, Protocol
 
 from qtwist.interfaces import AnswerLost, QueueError
 from qtwist.mail.envelope import Envelope, Origin
@@ -16,6 +17,18 @@ from qtwist.roles import DoorService
 from tests.test_queue_door import SocketCase
 
 ENVELOPE = Envelope(b"a@b", (b"c@d", b"e@f"))
+
+
+class Answering(Protocol):
+    """Gives one answer to whatever comes, and leaves."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.answer = answer
+
+    def dataReceived(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.write(self.answer)
+        self.transport.loseConnection()
 
 
 class EntranceTests(SocketCase):
@@ -86,7 +99,7 @@ class EntranceTests(SocketCase):
         """A daemon that dies before it has the envelope has not accepted anything."""
         service = self.open()
         message = self.begin()
-        message.write(b"hello\n")
+        message.write(bytes(100_000))
         while not service.factory.connections:
             await self.turn()
         service.factory.abort()
@@ -113,11 +126,15 @@ class EntranceTests(SocketCase):
 
     async def test_no_answer(self) -> None:
         """Neither does what is no answer tell anything."""
-        for answer in (b"garbage,", b"3:Kok,", b"x" * 20_000):
-            message = self.begin()
-            committed = message.commit(ENVELOPE)
-            message.dataReceived(answer)
-            self.assertEqual(type(await self.refusal(committed)), AnswerLost)
+        os.makedirs(f"{self.path}/run", exist_ok=True)
+        for size in (10, 100_000):
+            for answer in (b"garbage,", b"3:Kok,", b"x" * 20_000, b"\0\0\0\x01x", b"\0\0\0\x0d\0\0\0\x63\0" + bytes(8)):
+                factory = Factory.forProtocol(lambda answer=answer: Answering(answer))
+                port = reactor.listenUNIX(f"{self.path}/run/queue", factory)
+                message = self.begin()
+                message.write(bytes(size))
+                self.assertEqual(type(await self.refusal(message.commit(ENVELOPE))), AnswerLost)
+                await port.stopListening()
 
     async def test_aborted(self) -> None:
         """While it is small, nobody has heard of it; a large one closes its connection."""

@@ -75,7 +75,13 @@ def sync_together(disk: Disk, works: Sequence[Syncing[T]]) -> list[Ended[T]]:
 
 def _sync(disk: Disk, asked: dict[int, Request]) -> dict[int, OSError | None]:
     """Sync what was asked for; which of it has failed."""
-    files = {index: one.fd for index, one in asked.items() if isinstance(one, Sync)}
+    return {
+        **_sync_files(disk, {index: one.fd for index, one in asked.items() if isinstance(one, Sync)}),
+        **_sync_directories(disk, {index: one.path for index, one in asked.items() if isinstance(one, SyncDirectory)}),
+    }
+
+
+def _sync_files(disk: Disk, files: dict[int, int]) -> dict[int, OSError | None]:
     results: dict[int, OSError | None] = {}
     shared: dict[int, list[int]] = {}
     for index, fd in files.items():
@@ -87,13 +93,12 @@ def _sync(disk: Disk, asked: dict[int, Request]) -> dict[int, OSError | None]:
         # The one that was opened first: the system tells a descriptor of what went wrong since it was opened.
         failed = _attempt(disk.sync_filesystem, files[indices[0]])
         results.update(dict.fromkeys(indices, failed))
-    directories: dict[bytes, OSError | None] = {}
-    for index, one in asked.items():
-        if isinstance(one, SyncDirectory):
-            if one.path not in directories:
-                directories[one.path] = _attempt(disk.fsync_directory, one.path)
-            results[index] = directories[one.path]
     return results
+
+
+def _sync_directories(disk: Disk, paths: dict[int, bytes]) -> dict[int, OSError | None]:
+    results = {path: _attempt(disk.fsync_directory, path) for path in dict.fromkeys(paths.values())}
+    return {index: results[path] for index, path in paths.items()}
 
 
 def _attempt(sync: Callable[[Any], None], what: int | bytes) -> OSError | None:

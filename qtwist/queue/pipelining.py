@@ -11,7 +11,7 @@ from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from qtwist.interfaces import Accepted, IIncomingMessage, QueueError
+from qtwist.interfaces import Accepted, AnswerLost, IIncomingMessage, QueueError
 from qtwist.mail.envelope import Envelope
 from qtwist.mail.queue_texts import report
 from qtwist.queue.client import BROKE_OFF, NO_NETWORK
@@ -105,6 +105,10 @@ class PipelinedRequests:
 
     def _refused(self, failure: Failure, number: int) -> None:
         error = failure.value
+        if isinstance(error, AnswerLost):
+            self._log.error("connection of {client} ended without an answer: {error}", client=self._client, error=error)
+            self._leave()
+            return
         if isinstance(error, QueueError):
             self._log.warn("a message of {client} was refused: {error}", client=self._client, error=error)
             code, text = error.code, error.text
@@ -155,7 +159,7 @@ class _Line(Protocol):
                 result.callback(Accepted(message, message))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._fail(QueueError(BROKE_OFF, "the queue's door closed without an answer"))
+        self._fail(AnswerLost(BROKE_OFF, "the queue's door closed without an answer"))
 
     def unreachable(self, reason: Failure) -> None:
         """There was nobody at the door."""

@@ -28,7 +28,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from qtwist.interfaces import Accepted, Delivery
-from qtwist.local.deliver import Forwarded, Job, Parts, deliver
+from qtwist.local.deliver import Forwarded, Job, LocalDelivery, Parts, deliver_together
 from qtwist.local.report import report
 from qtwist.mail.constmap import ConstantMap
 from qtwist.mail.envelope import Envelope, Origin, Report
@@ -763,39 +763,50 @@ class LocalMailboxes:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        self._waiting: list[tuple[Delivery, Deferred[Report]]] = []
 
     def deliver(self, delivery: Delivery) -> Deferred[Report]:
-        machine = self._machine
         answer: Deferred[Report] = Deferred()
-        machine._tasks.add(
-            "local",
-            lambda: self._work(delivery),
-            lambda result: machine.reactor.callFromThread(answer.callback, result),
-        )
+        self._waiting.append((delivery, answer))
+        self._machine._tasks.add("local", self._work_off, lambda _: None)
         return answer
 
     def stop(self) -> Deferred[None]:
         raise AssertionError("nobody asks")
 
-    def _work(self, delivery: Delivery) -> Report:
+    def _work_off(self) -> None:
+        """Deliver all that waits by now, as a process of the recipient's does it: what is brief, together."""
+        waiting, self._waiting = self._waiting, []
+        brief: list[tuple[LocalDelivery, Delivery, Deferred[Report]]] = []
+        for delivery, answer in waiting:
+            made = self._make(delivery)
+            if made is None:
+                self._end(delivery, answer, Report.failure(b"no such mailbox\n"))
+            elif made.brief:
+                brief.append((made, delivery, answer))
+            else:
+                outcome = made.carry_out()
+                self._end(delivery, answer, report(outcome.code, outcome.output))
+        ended = deliver_together([made for made, _, _ in brief], self._machine.disk)
+        for (_, delivery, answer), one in zip(brief, ended, strict=True):
+            outcome = one.result()
+            self._end(delivery, answer, report(outcome.code, outcome.output))
+
+    def _make(self, delivery: Delivery) -> LocalDelivery | None:
         machine = self._machine
-        disk = machine.disk
-        content = disk.peek(delivery.fd)
         local, _, domain = delivery.recipient.rpartition(b"@")
         box = self.boxes.get(local.partition(b"-")[0])
-        try:
-            if box is None:
-                result = Report.failure(b"no such mailbox\n")
-            else:
-                home = os.fsencode(machine.home)
-                job = Job(b"joe", home, local, b"", b"", domain, delivery.sender, box, delivery.fd)
-                parts = Parts(disk, machine.reactor.seconds, b"here.test", _no_forward, {}, 1)
-                outcome = deliver(job, parts)
-                result = report(outcome.code, outcome.output)
-        finally:
-            close_quietly(disk, delivery.fd)
+        if box is None:
+            return None
+        job = Job(b"joe", os.fsencode(machine.home), local, b"", b"", domain, delivery.sender, box, delivery.fd)
+        return LocalDelivery(job, Parts(machine.disk, machine.reactor.seconds, b"here.test", _no_forward, {}, 1))
+
+    def _end(self, delivery: Delivery, answer: Deferred[Report], result: Report) -> None:
+        machine = self._machine
+        content = machine.disk.peek(delivery.fd)
+        close_quietly(machine.disk, delivery.fd)
         machine.attempted(Attempt(machine.lives, delivery.sender, delivery.recipient, result.letter, content))
-        return result
+        machine.reactor.callFromThread(answer.callback, result)
 
 
 def _no_forward(*_: Any) -> Forwarded:

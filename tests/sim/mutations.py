@@ -77,7 +77,7 @@ def site_of_sync(path: str, home: str) -> str:
         file = frame.f_code.co_filename
         if file.startswith(ROOT + "/qtwist/") and file != files_disk.__file__:
             names.append(f"{file.removeprefix(ROOT + '/qtwist/')}:{frame.f_code.co_name}")
-            if not file.endswith("queue/sync.py") and frame.f_code.co_name != "_sync":
+            if not file.endswith(("queue/sync.py", "files/syncing.py")) and frame.f_code.co_name != "_sync":
                 break
         frame = frame.f_back  # type: ignore[assignment]
     path = os.path.normpath(path)

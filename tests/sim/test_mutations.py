@@ -11,13 +11,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.sim import mutations
 
+_TOGETHER = "files/syncing.py:_sync < files/syncing.py:sync_together < local/deliver.py:deliver_together"
+
 #: One of each kind; by what their names contain, as the functions may move.
 _SYNCS = (
     "_publish todo",
     "sync < queue/accept.py:commit mess",
     "sync < queue/preprocess.py:_preprocess_batch local",
     "append_bounce bounce",
-    "deliver_to_maildir Maildir",
+    f"_sync_files < {_TOGETHER} Maildir",
+    f"_sync_directories < {_TOGETHER} Maildir",
     "_append Mailbox",
     "_make_file lock",
     "journal.py:write journal",
