@@ -75,6 +75,17 @@ def sender(line: bytes) -> str | None:
     return "an address, or @ and a domain" if re.search(rb"[\x00-\x20\x7f]", line) and b'"' not in line else None
 
 
+def rule(line: bytes) -> str | None:
+    """A line of tcp.smtp and its like (spec/related.md §4.2)."""
+    from qtwist.files.tcprules import RuleError, compile_rules
+
+    try:
+        list(compile_rules(line))
+    except RuleError:
+        return 'ADDRESS:allow or ADDRESS:deny, then ,NAME="VALUE" for variables'
+    return None
+
+
 def local_part(line: bytes) -> str | None:
     """bouncefrom, doublebounceto: any text but none."""
     return None if line else "the part of an address before the @"

@@ -104,6 +104,24 @@ _TABLE = (
         check=checks.number(0),
     ),
     ControlFile(
+        "connratec",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "most connections a minute [from one network](policies.md#limits); 0: any",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
+        "connrateip",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "most connections a minute [from one client](policies.md#limits); 0: any",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "databytes",
         INTEGER,
         _QUEUED,
@@ -199,6 +217,24 @@ _TABLE = (
     ),
     ControlFile("locals", LIST, _SEND, "HUP", "domains whose mail is delivered here", me=True, check=checks.host),
     ControlFile(
+        "maxconnc",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "most connections at once [from one network](policies.md#limits); 0: any",
+        100,
+        check=checks.number(0),
+    ),
+    ControlFile(
+        "maxconnip",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "most connections at once [from one client](policies.md#limits); 0: any",
+        50,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "maxrecipients", INTEGER, _SMTPD, "connection", "most recipients of one message", 10000, check=checks.number(1)
     ),
     ControlFile(
@@ -290,6 +326,45 @@ _TABLE = (
         0,
         check=checks.number(0),
     ),
+    *(
+        row
+        for service in ("pop3", "qmqp", "qmtp", "smtp")
+        for row in (
+            ControlFile(
+                f"tcp.{service}",
+                LIST,
+                (f"qmail-{service}d",),
+                "connection",
+                f"[rules](policies.md#tcprules) about clients of {service.upper()}",
+                check=checks.rule,
+            ),
+            ControlFile(
+                f"tcp.{service}.cdb",
+                CDB_FILE,
+                (f"qmail-{service}d",),
+                "connection",
+                "the same as compiled by tcprules, which then counts",
+            ),
+        )
+    ),
+    ControlFile(
+        "tcpremotehost",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "most seconds to wait for a client's name; 0: only where [rules](policies.md) ask",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
+        "tcpremoteinfo",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "most seconds to wait for IDENT; 0: only where [rules](policies.md) ask",
+        0,
+        check=checks.number(0),
+    ),
     ControlFile(
         "timeoutconnect", INTEGER, _REMOTE, "delivery", "seconds to wait for a connection", 60, check=checks.number(1)
     ),
@@ -337,6 +412,14 @@ _TABLE = (
         "seconds to wait for an SMTP client",
         1200,
         check=checks.number(0),
+    ),
+    ControlFile(
+        "trace",
+        LIST,
+        _QUEUED,
+        "connection",
+        "clients whose dialogue is logged, by [`qtwist log trace`](policies.md#trace)",
+        check=checks.network,
     ),
     ControlFile(
         "virtualdomains",

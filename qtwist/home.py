@@ -143,6 +143,7 @@ class Home:
         :class:`~qtwist.smtpd.factory.SMTPFactory`, of which it may be a subclass.
         """
         made = factory(self.control, self.queue, policies, clock=self.reactor)
+        made.surroundings.make = lambda: self.resolver
         return ServerService(self, made, self._listeners("smtp"))
 
     def qmtpd(
@@ -150,6 +151,7 @@ class Home:
     ) -> ServerService:
         """The service that listens on all ``qmtp`` lines of control/listen; policies as for :meth:`smtpd`."""
         made = factory(self.control, self.queue, policies, clock=self.reactor)
+        made.surroundings.make = lambda: self.resolver
         return ServerService(self, made, self._listeners("qmtp"))
 
     def qmqpd(self, factory: Callable[..., QMQPFactory] = QMQPFactory) -> ServerService:

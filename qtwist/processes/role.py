@@ -40,6 +40,7 @@ from qtwist.home import SERVED, Home
 from qtwist.processes.confine import forbid_network
 from qtwist.processes.logins import LoginClient, LoginServer, MailboxOpener
 from qtwist.processes.packets import PacketConnection
+from qtwist.policy.serving import asks_network
 from qtwist.processes.spawners import ProcessSpawner, SpawnerServer, from_exit_code, from_letter
 from qtwist.queue.entrance import DoorQueue
 from qtwist.remote.spawn import RemoteSpawner
@@ -285,7 +286,7 @@ def may_need_network(control: Control, name: str) -> bool:
         return True
     if name == "auth":
         return bool(control.line("checkpassword")) or bool(control.integer("systemaccounts"))
-    return name != "send" and bool(control.list("policies"))
+    return name != "send" and (bool(control.list("policies")) or asks_network(control))
 
 
 def main() -> NoReturn:
