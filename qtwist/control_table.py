@@ -56,7 +56,31 @@ _TABLE = (
         check=checks.account,
     ),
     ControlFile(
+        "badhelo",
+        LIST,
+        _SMTPD,
+        "connection",
+        "[names in HELO](policies.md#badhelo) that are not welcome; patterns, exceptions",
+        check=checks.pattern,
+    ),
+    ControlFile(
         "badmailfrom", LIST, _SMTPD, "connection", "senders (or @domain) whose mail is refused", check=checks.sender
+    ),
+    ControlFile(
+        "badmailto",
+        LIST,
+        _QUEUED,
+        "connection",
+        "the same as badrcptto, under its other name",
+        check=checks.sender,
+    ),
+    ControlFile(
+        "badrcptto",
+        LIST,
+        _QUEUED,
+        "connection",
+        "[recipients](policies.md#badrcptto) whose mail is refused; as badmailfrom",
+        check=checks.sender,
     ),
     ControlFile(
         "bouncefrom",
@@ -68,6 +92,15 @@ _TABLE = (
         check=checks.local_part,
     ),
     ControlFile("bouncehost", LINE, _SEND, "start", "domain of the From of bounces", b"bouncehost", True, checks.host),
+    ControlFile(
+        "brtlimit",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "[missing recipients](policies.md#rcptcheck) before the connection ends; 0: any",
+        0,
+        check=checks.number(0),
+    ),
     ControlFile(
         "checkpassword",
         LINE,
@@ -153,6 +186,23 @@ _TABLE = (
         "defaulthost", LINE, _INJECT, "run", "added to addresses without a host", b"defaulthost", True, checks.host
     ),
     ControlFile(
+        "dnsbllist",
+        LIST,
+        _QUEUED,
+        "connection",
+        "[lists of addresses](policies.md#rblsmtpd) in the DNS, as zone or -zone",
+        check=checks.dnsbl,
+    ),
+    ControlFile(
+        "dnsbltimeout",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "seconds to wait for an answer of [dnsbllist](policies.md#rblsmtpd)",
+        10,
+        check=checks.number(1),
+    ),
+    ControlFile(
         "dnsservers",
         LIST,
         _REMOTE,
@@ -181,6 +231,40 @@ _TABLE = (
     ),
     ControlFile(
         "envnoathost", LINE, _SEND, "start", "domain of recipients without one", b"envnoathost", True, checks.host
+    ),
+    ControlFile(
+        "greetdelay",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "seconds to [keep the greeting back](policies.md#greetdelay)",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
+        "greylistexempt",
+        LIST,
+        _QUEUED,
+        "connection",
+        "networks and recipients [without greylisting](policies.md#greylisting)",
+        check=checks.exempt,
+    ),
+    ControlFile(
+        "greylisting",
+        LIST,
+        _QUEUED,
+        "connection",
+        "if there, [greylisting](policies.md#greylisting) is on; its times",
+        check=checks.greylisting,
+    ),
+    ControlFile(
+        "helocheck",
+        INTEGER,
+        _SMTPD,
+        "connection",
+        "1: HELO must give [a full name](policies.md#badhelo); 2: one in the DNS",
+        0,
+        check=checks.number(0),
     ),
     ControlFile(
         "helohost", LINE, _REMOTE, "delivery", "what we call ourselves in HELO and EHLO", me=True, check=checks.host
@@ -238,6 +322,15 @@ _TABLE = (
         "maxrecipients", INTEGER, _SMTPD, "connection", "most recipients of one message", 10000, check=checks.number(1)
     ),
     ControlFile(
+        "mfcheck",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "1: senders need [a domain that takes mail](policies.md#mfcheck)",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "morercpthosts",
         LIST,
         ("qmail-newmrh",),
@@ -281,6 +374,15 @@ _TABLE = (
     ControlFile("qmtproutes", COLON_LIST, _REMOTE, "delivery", "relays for domains, by QMTP", check=checks.route),
     ControlFile(
         "queuelifetime", INTEGER, _SEND, "start", "seconds until a message is given up", 604800, check=checks.number(0)
+    ),
+    ControlFile(
+        "rcptcheck",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "1: refuse recipients [without a mailbox](policies.md#rcptcheck) here",
+        0,
+        check=checks.number(0),
     ),
     ControlFile(
         "rcpthosts",
@@ -346,6 +448,24 @@ _TABLE = (
                 "the same as compiled by tcprules, which then counts",
             ),
         )
+    ),
+    ControlFile(
+        "tarpitcount",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "recipients before [answers are slow](policies.md#tarpit); 0: never",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
+        "tarpitdelay",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "seconds that [slow answers](policies.md#tarpit) take",
+        5,
+        check=checks.number(0),
     ),
     ControlFile(
         "tcpremotehost",

@@ -134,8 +134,9 @@ class Rules:
                 network = _canonical_network(key)
                 if network is None:
                     continue  # made by a tcprules that does not know networks; it means nothing
-                key = network
-                lengths.add(int(key.rpartition(b"/")[2]))
+                lengths.add(int(network.rpartition(b"/")[2]))
+                self._records.setdefault(network, data)
+                continue
             self._records.setdefault(key, data)
         self._lengths = tuple(sorted(lengths))
 
@@ -168,7 +169,7 @@ def lookup_keys(
 ) -> Iterator[bytes]:
     """The keys under which a client's rule is looked for, in order. Prefixes of an address end in a dot or a colon.
 
-    Networks of these `lengths` (bits) stand among the prefixes, the longer first; ``1.2.3.`` comes before ``1.2.3.0/24``.
+    Networks of these `lengths` (bits) stand among the prefixes, the longer first; ``1.2.3.`` is before ``1.2.3.0/24``.
     """
     if ident is not None:
         yield ident + b"@" + ip

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qtwist.files.assign import Assignment
-from qtwist.files.disk import Disk
+from qtwist.files.disk import Disk, RealDisk
 from qtwist.files.maildir import MaildirError, deliver_to_maildir
 from qtwist.files.mbox import MboxError, deliver_to_mbox
 from qtwist.local import dotqmail, environment
@@ -114,6 +115,25 @@ def deliver(job: Job, parts: Parts) -> Outcome:
     return Outcome(DONE, bytes(run.output))
 
 
+def find_mailbox(user: bytes, home: bytes, dash: bytes, ext: bytes) -> int:
+    """Whether a delivery to such an owner would get as far as its instructions: 0, 100 when there are none for the
+    address, 111 when they cannot be read now. A sticky home is one where mail waits for its owner: 0.
+
+    Nothing is delivered, and the instructions are not carried out.
+    """
+    job = Job(user, home, b"", dash, ext, b"", b"", b"./Maildir/", -1, dry_run=True)
+    run = _Run(job, Parts(RealDisk(), time.time, b"", _no_forward, {}, 0))
+    try:
+        run.prepare()
+    except DeliveryError as error:
+        return error.code
+    return DONE
+
+
+def _no_forward(fd: int, prefix: bytes, sender: bytes, recipients: Sequence[bytes]) -> Forwarded:
+    raise AssertionError("a look-up forwards nothing")
+
+
 class _Run:
     """The state of one delivery under way."""
 
@@ -148,6 +168,12 @@ class _Run:
         self.output += b"did %d+%d+%d\n" % (self.files, len(self.forwards), self.programs)
         if qp is not None:
             self.output += b"qp %d\n" % qp
+
+    def prepare(self) -> None:
+        """As much of §13.1 as tells whether there is a mailbox."""
+        self._check_arguments()
+        self._check_home()
+        self._find_instructions()
 
     # -- preparations ---------------------------------------------------------------------------------------------
 

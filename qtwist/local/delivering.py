@@ -20,7 +20,7 @@ from qtwist.control_reading import ControlError, first_line, read
 from qtwist.files.assign import Assignment
 from qtwist.files.copying import message_blocks
 from qtwist.files.disk import RealDisk
-from qtwist.local.deliver import Forwarded, Job, Parts, deliver
+from qtwist.local.deliver import Forwarded, Job, Parts, deliver, find_mailbox
 from qtwist.local.errors import SYSTEM_TROUBLE, TEMPORARY, DeliveryError
 from qtwist.local.users import Users, folder_account
 from qtwist.mail.envelope import Report
@@ -29,9 +29,12 @@ from qtwist.pop3d.maildir import MaildirSession
 from qtwist.queue.client import QueueRefused, submit
 from qtwist.wire import spawning
 
+#: A job with so many fields (user, home, dash, ext) is a question: is there a mailbox?
+_LOOKUP_FIELDS = 4
+
 
 def serve(sock: socket.socket, home: str, defaults: Mapping[str, Any]) -> None:
-    """Carry out the deliveries that come through `sock`, until it is closed.
+    """Carry out the deliveries, and answer the questions after mailboxes, that come through `sock`, until it is closed.
 
     `defaults` has what control/defaultdelivery and control/timeoutlocal stand for where they are missing, and
     ``path``, the $PATH of programs.
@@ -45,6 +48,9 @@ def serve(sock: socket.socket, home: str, defaults: Mapping[str, Any]) -> None:
         packet, fds, _, _ = socket.recv_fds(sock, spawning.LONGEST, 1, socket.MSG_CMSG_CLOEXEC)
         if not packet:
             return
+        if packet.count(b"\0") == _LOOKUP_FIELDS - 1:
+            sock.send(spawning.reply(0, find_mailbox(*spawning.read_fields(packet, _LOOKUP_FIELDS)), b""))
+            continue
         try:
             user, folder, local, dash, ext, domain, sender = spawning.read_fields(packet, 7)
             default, timeout = _settings(home, defaults)

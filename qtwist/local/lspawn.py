@@ -1,9 +1,9 @@
 """lspawn: all that runs as root once the mail system is up (doc/security.md; spec/qmail.md §11.2, §26.8).
 
-It does three things. It starts deliveries: asked by the queue manager, it looks up who owns the address and hands the
-message, an open descriptor, to a process that has become that user for good. It starts processes that read a mailbox as
-its owner, asked by the role that checks passwords. And it starts the role processes, from a table that was fixed before
-anything else ran.
+It does four things. It starts deliveries: asked by the queue manager, it looks up who owns the address and hands the
+message, an open descriptor, to a process that has become that user for good. It has such a process look whether an
+address has a mailbox, asked by the servers. It starts processes that read a mailbox as its owner, asked by the role
+that checks passwords. And it starts the role processes, from a table that was fixed before anything else ran.
 
 It opens no socket, speaks to no network, reads no mail and runs no program as root. It uses the standard library, and
 of qtwist only what has no more needs than that. The delivery code is loaded here, so that a fork is all that a delivery
@@ -46,6 +46,8 @@ from qtwist.wire import spawning
 #: The most deliveries at once, and the most processes that wait for another message to the same user.
 LIMIT = 120
 MOST_IDLE = 60
+#: The most questions after mailboxes that are looked into at once.
+MOST_QUESTIONS = 60
 #: The most mailboxes that are read at once.
 MOST_MAILBOXES = 1000
 #: Seconds that a process waits for another message to the same user.
@@ -91,6 +93,16 @@ class Request:
         self.sender = sender
 
 
+class Question:
+    """A server wants to know whether an address has a mailbox. The answer is an exit code of a delivery's."""
+
+    __slots__ = ("number", "socket")
+
+    def __init__(self, number: int, sock: socket.socket) -> None:
+        self.number = number
+        self.socket = sock
+
+
 class Child:
     """A process that delivers for one user; `request` is what it does now."""
 
@@ -99,7 +111,7 @@ class Child:
     def __init__(self, key: Key, sock: socket.socket) -> None:
         self.key = key
         self.socket = sock
-        self.request: Request | None = None
+        self.request: Request | Question | None = None
         self.since = 0.0
 
 
@@ -119,6 +131,8 @@ class Spawner:
         self.parked: deque[tuple[Found, Failed]] = (
             deque()
         )  # wait for the look-up process, in the order of the questions
+        self.servers: set[socket.socket] = set()  # they ask after mailboxes
+        self.questions = 0
         self.logins: socket.socket | None = None  # the role that checks passwords
         self.mailboxes: set[int] = set()  # processes that read mailboxes
         self.roles: dict[int, str] = {}  # by process id
@@ -133,7 +147,7 @@ class Spawner:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self.selector.register(wake, selectors.EVENT_READ, lambda: self._reap(wake))
         self._watch(self.supervisor, self._on_supervisor)
-        while not self.ending or self.running or self.parked:
+        while not self.ending or self.running or self.parked or self.questions:
             for key, _ in self.selector.select(self._patience()):
                 try:
                     key.data()
@@ -158,6 +172,8 @@ class Spawner:
                 self._new_sender(socket.socket(fileno=os.dup(fds[0])))
             elif packet == b"logins" and len(fds) == 1 and not self.ending:
                 self._new_logins(socket.socket(fileno=os.dup(fds[0])))
+            elif packet == b"recipients" and len(fds) == 1 and not self.ending:
+                self._new_server(socket.socket(fileno=os.dup(fds[0])))
             elif packet.startswith(b"start ") and not self.ending:
                 self._start_role(packet[6:].decode(), fds)
             elif packet.startswith(b"kill "):
@@ -171,9 +187,10 @@ class Spawner:
         """The supervisor is gone: nothing new, and what runs may end."""
         self.ending = True
         self._forget(self.supervisor)
-        for sock in (self.sender, self.logins):
+        for sock in (self.sender, self.logins, *self.servers):
             if sock is not None:
                 self._forget(sock)
+        self.servers.clear()
         self.sender = self.logins = None
         if self.config.pidfile is not None:
             with contextlib.suppress(OSError):
@@ -284,6 +301,7 @@ class Spawner:
         packet, fds = _receive(child.socket, 0)
         _close(fds)
         request, child.request = child.request, None
+        code, output = -1, b""
         if packet and request is not None:
             try:
                 _, code, output = spawning.read_reply(packet)
@@ -291,11 +309,12 @@ class Spawner:
                 code, output = SYSTEM_TROUBLE, b""
             child.since = time.monotonic()
             self.idle[child] = None
+        else:
+            self._lose(child)
+        if isinstance(request, Request):
             self._finish(request, code, output)
-            return
-        self._lose(child)
-        if request is not None:
-            self._finish(request, -1, b"")
+        elif request is not None:
+            self._answer_question(request, code)
 
     def _lose(self, child: Child) -> None:
         self.children.discard(child)
@@ -327,6 +346,64 @@ class Spawner:
         if not self.idle:
             return None
         return max(0.0, next(iter(self.idle)).since + IDLE - time.monotonic())
+
+    # -- questions of servers -------------------------------------------------------------------------------------
+
+    def _new_server(self, sock: socket.socket) -> None:
+        """A server that may ask after mailboxes, beside the others."""
+        self.servers.add(sock)
+        self._watch(sock, lambda: self._on_question(sock))
+
+    def _on_question(self, sock: socket.socket) -> None:
+        if sock not in self.servers:
+            return  # lost in this very round
+        packet, fds = _receive(sock, 0)
+        _close(fds)
+        if not packet:
+            self.servers.discard(sock)
+            self._forget(sock)
+            return
+        try:
+            number, _, _, local = spawning.read_request(packet)
+        except ValueError:
+            return
+        question = Question(number, sock)
+        self.questions += 1
+        if self.questions > MOST_QUESTIONS:
+            self._answer_question(question, SYSTEM_TROUBLE)
+            return
+        self._find_owner(
+            local,
+            lambda owner: self._look(question, owner),
+            lambda code, text: self._answer_question(question, code),
+        )
+
+    def _look(self, question: Question, owner: Assignment) -> None:
+        """Have a process of the owner's look."""
+        if owner.uid == 0:
+            self._answer_question(question, AS_ROOT)
+            return
+        try:
+            job = spawning.fields(owner.user, owner.home, owner.dash, owner.ext)
+            for _ in range(2):
+                child = self._child((owner.user, owner.uid, owner.gid, owner.home))
+                try:
+                    child.socket.send(job)
+                except OSError:
+                    self._lose(child)  # it died while it waited; another one is made
+                    continue
+                child.request = question
+                return
+        except (OSError, ValueError):
+            pass
+        self._answer_question(question, SYSTEM_TROUBLE)
+
+    def _answer_question(self, question: Question, code: int) -> None:
+        self.questions -= 1
+        if question.socket in self.servers:
+            # A server that does not read what it asked for goes without.
+            with contextlib.suppress(OSError):
+                question.socket.send(spawning.reply(question.number, code, b""))
 
     # -- mailboxes ------------------------------------------------------------------------------------------------
 

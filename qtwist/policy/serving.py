@@ -13,14 +13,13 @@ from twisted.logger import Logger
 from qtwist.control import ControlError
 from qtwist.interfaces import IQueueEntrance
 from qtwist.mail.envelope import Origin
-from qtwist.policy.badmailfrom import BadMailFrom
 from qtwist.policy.base import HOOKS, Policy, hooks
 from qtwist.policy.connection import PolicyConnection
 from qtwist.policy.limits import ClientLimits
 from qtwist.policy.loader import load_policies
-from qtwist.policy.rcpthosts import RcptHosts
 from qtwist.policy.relay import Networks, RelayClients
 from qtwist.policy.session import Session
+from qtwist.policy.standard import STANDARD
 from qtwist.policy.surroundings import Surroundings
 from qtwist.policy.tcprules import TCPRules, read_rules
 from qtwist.policy.trace import Tracer
@@ -82,18 +81,19 @@ class PolicyFactory(DrainingFactory[C]):
     def chain(self, policies: Sequence[Policy]) -> list[Policy]:
         """All policies in the order in which they are asked, `policies` being those given to the factory.
 
-        Who may connect and who may relay is settled first, so that the others can see it; badmailfrom and rcpthosts come last, so that
-        an earlier policy can accept what they would refuse.
+        Who may connect and who may relay is settled first, so that the others can see it; the standard policies come
+        last, so that an earlier one can accept what they would refuse, unless control/policies names them.
         """
         control = self.control
+        standard = {name: make(self.surroundings) for name, make in STANDARD.items()}
+        listed = load_policies(control, {name: one for name, one in standard.items() if name != "rcpthosts"})
         return [
             TCPRules(self.surroundings, self.service),
             RelayClients(control),
             ClientLimits(self.surroundings),
             *policies,
-            *load_policies(control),
-            BadMailFrom(control),
-            RcptHosts(control),
+            *listed,
+            *(policy for policy in standard.values() if policy not in listed),
         ]
 
     def make_session(self, transport: Any) -> Session:
@@ -127,8 +127,10 @@ def _trace(session: Session, direction: str, text: str) -> None:
 
 
 def asks_network(control: Control) -> bool:
-    """Whether the policies, as the files are now, have to ask other hosts: for names, or by IDENT."""
-    if any(control.integer(name) for name in ("tcpremotehost", "tcpremoteinfo")):
+    """Whether the policies, as the files are now, have to ask other hosts: the DNS, or clients by IDENT."""
+    if any(control.integer(name) for name in ("tcpremotehost", "tcpremoteinfo", "mfcheck")):
+        return True
+    if control.integer("helocheck") > 1 or control.list("dnsbllist"):
         return True
     for service in ("smtp", "qmtp"):
         rules = read_rules(control, service)

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.threads import deferToThreadPool
 
 from qtwist.dns.resolver import make_resolver
 from qtwist.interfaces import IResolver
 
 if TYPE_CHECKING:
     from qtwist.control import Control
+    from qtwist.policy.recipients import ILookup
 
 
 @attrs.define(eq=False)
@@ -21,7 +24,8 @@ class Surroundings:
     """Where a factory's policies are at work. What is set here after the factory was made counts, too.
 
     `clock` is the reactor (or a test's clock), `now` tells the date; `share` is one out of how many processes that
-    serve the same ports this is. `resolver` is made when it is first needed.
+    serve the same ports this is. `resolver` is made when it is first needed. `lookup` says whether mail for a local
+    part could be delivered; None where nobody can tell.
     """
 
     control: Control
@@ -29,6 +33,7 @@ class Surroundings:
     now: Callable[[], float] = time.time
     share: Callable[[], int] = lambda: 1
     make: Callable[[], IResolver] | None = None
+    lookup: ILookup | None = None
     _resolver: IResolver | None = None
 
     @property
@@ -42,6 +47,13 @@ class Surroundings:
     def _make(self) -> IResolver:
         servers = [line.decode("ascii") for line in self.control.list("dnsservers") or ()]
         return make_resolver(self.clock, servers)
+
+    def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        """Call what blocks, in the reactor's threads. With a clock that is no reactor it is called at once."""
+        pool = getattr(self.clock, "getThreadPool", None)
+        if pool is None:
+            return maybeDeferred(function, *arguments)
+        return deferToThreadPool(self.clock, pool(), function, *arguments)
 
     @property
     def home(self) -> str:
