@@ -133,7 +133,7 @@ class MailFromCheck(Policy):
 
 
 async def takes_mail(resolver: IResolver, domain: bytes) -> bool:
-    """Whether mail to `domain` has somewhere to go: an MX record but the null one, else an address. DNSTemporaryError."""
+    """Whether mail to `domain` has somewhere to go: an MX but the null one, else an address. DNSTemporaryError."""
     exchanges = (await resolver.mx(domain)).records
     if exchanges:
         return exchanges != ((0, b""),)

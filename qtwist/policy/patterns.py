@@ -80,7 +80,7 @@ class PatternFiles:
         """Where `text` is listed, for the log; None when it is not.
 
         `variable` is the value of a variable such as BADMAILFROM: empty, nothing is looked at; otherwise it names a
-        file in control/ to look at in place of the usual ones. ControlError when a file cannot be read, or is not there.
+        file in control/ to look at in place of the usual ones. ControlError when it cannot be read, or is not there.
         """
         names = self._names if variable is None else (variable.decode("ascii", "replace"),) if variable else ()
         for name in names:
