@@ -221,5 +221,12 @@ def _check_cdb(path: str) -> tuple[ControlError, ...]:
     except OSError as error:
         return (unreadable(path, error),)
     except CDBError as error:
-        return (ControlError(path, None, str(error).removeprefix(f"{path} is "), "what qmail-newmrh writes"),)
+        return (
+            ControlError(
+                path,
+                None,
+                str(error).removeprefix(f"{path} is "),
+                "a constant database, as qmail-newmrh and tcprules write",
+            ),
+        )
     return ()

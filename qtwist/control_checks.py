@@ -15,6 +15,19 @@ _LEAST_MEMORY = 64_000_000  # a role that has nothing to do has some 36 million
 #: What can be served; the first word of a line of control/listen.
 ROLES = ("smtp", "submission", "smtps", "qmtp", "qmqp", "pop3", "pop3s")
 
+#: Policies that control/policies may name by a word.
+POLICIES = (
+    "rblsmtpd",
+    "greetdelay",
+    "tarpit",
+    "badhelo",
+    "mfcheck",
+    "badmailfrom",
+    "badrcptto",
+    "rcptcheck",
+    "greylisting",
+)
+
 Check = Callable[[bytes], "str | None"]
 
 _NUMBER = re.compile(rb"([0-9]{1,18})(?:[ \t].*)?")
@@ -75,6 +88,50 @@ def sender(line: bytes) -> str | None:
     return "an address, or @ and a domain" if re.search(rb"[\x00-\x20\x7f]", line) and b'"' not in line else None
 
 
+def rule(line: bytes) -> str | None:
+    """A line of tcp.smtp and its like (spec/related.md §4.2)."""
+    from qtwist.files.tcprules import RuleError, compile_rules
+
+    try:
+        list(compile_rules(line))
+    except RuleError:
+        return 'ADDRESS:allow or ADDRESS:deny, then ,NAME="VALUE" for variables'
+    return None
+
+
+def pattern(line: bytes) -> str | None:
+    """A line of badhelo: a name or a pattern."""
+    return "a name or a pattern with * and ?, after ! an exception" if re.search(rb"[\x00-\x20\x7f]", line) else None
+
+
+def dnsbl(line: bytes) -> str | None:
+    """A line of dnsbllist."""
+    from qtwist.policy.rblsmtpd import Entry
+
+    try:
+        Entry.parse(line)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def greylisting(line: bytes) -> str | None:
+    """A line of greylisting."""
+    key, _, value = line.partition(b" ")
+    if key in (b"block_expire", b"record_expire", b"record_expire_good") and re.fullmatch(
+        rb"[0-9]{1,9}", value.strip()
+    ):
+        return None
+    return "block_expire or record_expire and minutes, or record_expire_good and days"
+
+
+def exempt(line: bytes) -> str | None:
+    """A line of greylistexempt."""
+    if network(line) is None or (b"@" in line and pattern(line) is None):
+        return None
+    return "an IP address or a network, or a recipient: its address, @domain, a pattern"
+
+
 def local_part(line: bytes) -> str | None:
     """bouncefrom, doublebounceto: any text but none."""
     return None if line else "the part of an address before the @"
@@ -133,12 +190,15 @@ def listen(line: bytes) -> str | None:
 
 def class_name(line: bytes) -> str | None:
     """A line of policies. Whether there is such a class shows when it is imported."""
+    if line.decode("latin-1") in POLICIES:
+        return None
     try:
         if _IDENTIFIERS.fullmatch(line.decode()):
             return None
     except ValueError:
         pass
-    return "package.module.Class of a policy"
+    names = ", ".join(POLICIES)
+    return f"package.module.Class of a policy, or one of {names}"
 
 
 def network(line: bytes) -> str | None:

@@ -56,7 +56,31 @@ _TABLE = (
         check=checks.account,
     ),
     ControlFile(
+        "badhelo",
+        LIST,
+        _SMTPD,
+        "connection",
+        "[names in HELO](policies.md#badhelo) that are not welcome; patterns, exceptions",
+        check=checks.pattern,
+    ),
+    ControlFile(
         "badmailfrom", LIST, _SMTPD, "connection", "senders (or @domain) whose mail is refused", check=checks.sender
+    ),
+    ControlFile(
+        "badmailto",
+        LIST,
+        _QUEUED,
+        "connection",
+        "the same as badrcptto, under its other name",
+        check=checks.sender,
+    ),
+    ControlFile(
+        "badrcptto",
+        LIST,
+        _QUEUED,
+        "connection",
+        "[recipients](policies.md#badrcptto) whose mail is refused; as badmailfrom",
+        check=checks.sender,
     ),
     ControlFile(
         "bouncefrom",
@@ -68,6 +92,15 @@ _TABLE = (
         check=checks.local_part,
     ),
     ControlFile("bouncehost", LINE, _SEND, "start", "domain of the From of bounces", b"bouncehost", True, checks.host),
+    ControlFile(
+        "brtlimit",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "[missing recipients](policies.md#rcptcheck) before the connection ends; 0: any",
+        0,
+        check=checks.number(0),
+    ),
     ControlFile(
         "checkpassword",
         LINE,
@@ -104,6 +137,24 @@ _TABLE = (
         check=checks.number(0),
     ),
     ControlFile(
+        "connratec",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "most connections a minute [from one network](policies.md#limits); 0: any",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
+        "connrateip",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "most connections a minute [from one client](policies.md#limits); 0: any",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "databytes",
         INTEGER,
         _QUEUED,
@@ -135,6 +186,23 @@ _TABLE = (
         "defaulthost", LINE, _INJECT, "run", "added to addresses without a host", b"defaulthost", True, checks.host
     ),
     ControlFile(
+        "dnsbllist",
+        LIST,
+        _QUEUED,
+        "connection",
+        "[lists of addresses](policies.md#rblsmtpd) in the DNS, as zone or -zone",
+        check=checks.dnsbl,
+    ),
+    ControlFile(
+        "dnsbltimeout",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "seconds to wait for an answer of [dnsbllist](policies.md#rblsmtpd)",
+        10,
+        check=checks.number(1),
+    ),
+    ControlFile(
         "dnsservers",
         LIST,
         _REMOTE,
@@ -163,6 +231,40 @@ _TABLE = (
     ),
     ControlFile(
         "envnoathost", LINE, _SEND, "start", "domain of recipients without one", b"envnoathost", True, checks.host
+    ),
+    ControlFile(
+        "greetdelay",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "seconds to [keep the greeting back](policies.md#greetdelay)",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
+        "greylistexempt",
+        LIST,
+        _QUEUED,
+        "connection",
+        "networks and recipients [without greylisting](policies.md#greylisting)",
+        check=checks.exempt,
+    ),
+    ControlFile(
+        "greylisting",
+        LIST,
+        _QUEUED,
+        "connection",
+        "if there, [greylisting](policies.md#greylisting) is on; its times",
+        check=checks.greylisting,
+    ),
+    ControlFile(
+        "helocheck",
+        INTEGER,
+        _SMTPD,
+        "connection",
+        "1: HELO must give [a full name](policies.md#badhelo); 2: one in the DNS",
+        0,
+        check=checks.number(0),
     ),
     ControlFile(
         "helohost", LINE, _REMOTE, "delivery", "what we call ourselves in HELO and EHLO", me=True, check=checks.host
@@ -199,7 +301,34 @@ _TABLE = (
     ),
     ControlFile("locals", LIST, _SEND, "HUP", "domains whose mail is delivered here", me=True, check=checks.host),
     ControlFile(
+        "maxconnc",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "most connections at once [from one network](policies.md#limits); 0: any",
+        100,
+        check=checks.number(0),
+    ),
+    ControlFile(
+        "maxconnip",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "most connections at once [from one client](policies.md#limits); 0: any",
+        50,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "maxrecipients", INTEGER, _SMTPD, "connection", "most recipients of one message", 10000, check=checks.number(1)
+    ),
+    ControlFile(
+        "mfcheck",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "1: senders need [a domain that takes mail](policies.md#mfcheck)",
+        0,
+        check=checks.number(0),
     ),
     ControlFile(
         "morercpthosts",
@@ -247,6 +376,15 @@ _TABLE = (
         "queuelifetime", INTEGER, _SEND, "start", "seconds until a message is given up", 604800, check=checks.number(0)
     ),
     ControlFile(
+        "rcptcheck",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "1: refuse recipients [without a mailbox](policies.md#rcptcheck) here",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "rcpthosts",
         LIST,
         _QUEUED,
@@ -287,6 +425,63 @@ _TABLE = (
         _LOGIN,
         "connection",
         "1 lets the system's accounts log in with [their passwords](users.md)",
+        0,
+        check=checks.number(0),
+    ),
+    *(
+        row
+        for service in ("pop3", "qmqp", "qmtp", "smtp")
+        for row in (
+            ControlFile(
+                f"tcp.{service}",
+                LIST,
+                (f"qmail-{service}d",),
+                "connection",
+                f"[rules](policies.md#tcprules) about clients of {service.upper()}",
+                check=checks.rule,
+            ),
+            ControlFile(
+                f"tcp.{service}.cdb",
+                CDB_FILE,
+                (f"qmail-{service}d",),
+                "connection",
+                "the same as compiled by tcprules, which then counts",
+            ),
+        )
+    ),
+    ControlFile(
+        "tarpitcount",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "recipients before [answers are slow](policies.md#tarpit); 0: never",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
+        "tarpitdelay",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "seconds that [slow answers](policies.md#tarpit) take",
+        5,
+        check=checks.number(0),
+    ),
+    ControlFile(
+        "tcpremotehost",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "most seconds to wait for a client's name; 0: only where [rules](policies.md) ask",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
+        "tcpremoteinfo",
+        INTEGER,
+        _QUEUED,
+        "connection",
+        "most seconds to wait for IDENT; 0: only where [rules](policies.md) ask",
         0,
         check=checks.number(0),
     ),
@@ -337,6 +532,14 @@ _TABLE = (
         "seconds to wait for an SMTP client",
         1200,
         check=checks.number(0),
+    ),
+    ControlFile(
+        "trace",
+        LIST,
+        _QUEUED,
+        "connection",
+        "clients whose dialogue is logged, by [`qtwist log trace`](policies.md#trace)",
+        check=checks.network,
     ),
     ControlFile(
         "virtualdomains",

@@ -28,10 +28,13 @@ from qtwist.dns.resolver import make_resolver
 from qtwist.events import Events
 from qtwist.files.disk import RealDisk
 from qtwist.interfaces import IQueue, IResolver, ISpawner
+from qtwist.local.looking import Lookup
 from qtwist.mail.constmap import ConstantMap
 from qtwist.mail.holds import Holds
 from qtwist.mail.rewriting import Rewriter
 from qtwist.policy import Policy
+from qtwist.policy.recipients import InThread
+from qtwist.policy.serving import PolicyFactory
 from qtwist.pop3d.factory import POP3Factory
 from qtwist.pop3d.maildrop import make_maildrops
 from qtwist.qmqpd.factory import QMQPFactory
@@ -143,6 +146,7 @@ class Home:
         :class:`~qtwist.smtpd.factory.SMTPFactory`, of which it may be a subclass.
         """
         made = factory(self.control, self.queue, policies, clock=self.reactor)
+        self._surround(made)
         return ServerService(self, made, self._listeners("smtp"))
 
     def qmtpd(
@@ -150,7 +154,14 @@ class Home:
     ) -> ServerService:
         """The service that listens on all ``qmtp`` lines of control/listen; policies as for :meth:`smtpd`."""
         made = factory(self.control, self.queue, policies, clock=self.reactor)
+        self._surround(made)
         return ServerService(self, made, self._listeners("qmtp"))
+
+    def _surround(self, factory: PolicyFactory[Any]) -> None:
+        """Give the policies of a factory what they may use of this home."""
+        surroundings = factory.surroundings
+        surroundings.make = lambda: self.resolver
+        surroundings.lookup = InThread(surroundings, Lookup(self.path))
 
     def qmqpd(self, factory: Callable[..., QMQPFactory] = QMQPFactory) -> ServerService:
         """The service that listens on all ``qmqp`` lines of control/listen, for the clients of control/qmqpclients."""

@@ -249,6 +249,9 @@ class IResolver(Interface):
         An answer of one family is enough; a temporary failure of one family counts only when the other has none.
         """
 
+    def a(name: bytes) -> Deferred[Answer]:
+        """records: IPv4 addresses as str, from A alone: what lists of addresses answer with."""
+
     def txt(name: bytes) -> Deferred[Answer]:
         """records: one bytes value per TXT record, its strings joined."""
 

@@ -51,6 +51,35 @@ TABLE = {
     "timeoutremote": ("int", 1200, False),
     "timeoutsmtpd": ("int", 1200, False),
     "virtualdomains": ("colon list", None, False),
+    "badhelo": ("list", None, False),
+    "badmailto": ("list", None, False),
+    "badrcptto": ("list", None, False),
+    "brtlimit": ("int", 0, False),
+    "dnsbllist": ("list", None, False),
+    "dnsbltimeout": ("int", 10, False),
+    "greetdelay": ("int", 0, False),
+    "greylistexempt": ("list", None, False),
+    "greylisting": ("list", None, False),
+    "helocheck": ("int", 0, False),
+    "mfcheck": ("int", 0, False),
+    "rcptcheck": ("int", 0, False),
+    "tarpitcount": ("int", 0, False),
+    "tarpitdelay": ("int", 5, False),
+    "connratec": ("int", 0, False),
+    "connrateip": ("int", 0, False),
+    "maxconnc": ("int", 100, False),
+    "maxconnip": ("int", 50, False),
+    "tcp.pop3": ("list", None, False),
+    "tcp.pop3.cdb": ("cdb", None, False),
+    "tcp.qmqp": ("list", None, False),
+    "tcp.qmqp.cdb": ("cdb", None, False),
+    "tcp.qmtp": ("list", None, False),
+    "tcp.qmtp.cdb": ("cdb", None, False),
+    "tcp.smtp": ("list", None, False),
+    "tcp.smtp.cdb": ("cdb", None, False),
+    "tcpremotehost": ("int", 0, False),
+    "tcpremoteinfo": ("int", 0, False),
+    "trace": ("list", None, False),
     "checkpassword": ("line", None, False),
     "concurrencyincoming": ("int", 400, False),
     "defaultdelivery": ("text", b"./Maildir/", False),
@@ -429,7 +458,8 @@ class CheckTests(ControlTestCase):
         self.write("morercpthosts.cdb", b"no cdb")
         error = self.one()
         self.assertEqual(
-            (error.got, error.expected), ("no proper cdb: shorter than its header", "what qmail-newmrh writes")
+            (error.got, error.expected),
+            ("no proper cdb: shorter than its header", "a constant database, as qmail-newmrh and tcprules write"),
         )
 
     def test_no_name(self) -> None:

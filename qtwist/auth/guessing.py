@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from ipaddress import ip_address, ip_network
+
+from qtwist.mail.networks import network_of
 
 #: A "no" comes after this many seconds, and later after further failures. All that checking may take goes on within it,
 #: so that its length tells nothing.
@@ -27,19 +28,6 @@ FORGIVENESS = 60.0
 MOST_REMEMBERED = 20_000
 #: More failures than this would not change anything.
 _MOST_FAILURES = 20
-
-_IPV4_BITS = 24
-_IPV6_BITS = 64
-
-
-def network_of(ip: str) -> str:
-    """The network that an address counts with: IPv4 /24, IPv6 /64; what is no address counts for itself."""
-    try:
-        address = ip_address(ip)
-    except ValueError:
-        return ip
-    bits = _IPV4_BITS if address.version == 4 else _IPV6_BITS
-    return str(ip_network((address, bits), strict=False))
 
 
 class _Record:

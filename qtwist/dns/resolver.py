@@ -44,6 +44,9 @@ class Resolver:
             other.addTimeout(PATIENCE, self._clock)
         return answer
 
+    def a(self, name: bytes) -> Deferred[Answer]:
+        return self._lookup(name, message.A)
+
     def txt(self, name: bytes) -> Deferred[Answer]:
         return self._lookup(name, message.TXT)
 

@@ -1,13 +1,15 @@
 """Rules about clients by address and name, as tcprules compiles them (spec/related.md §4.2, §4.3, §4.8).
 
 A rule is a key (an address, a name, an empty key for everybody) with what follows from it: allow or deny, and variables
-to set. Pure: the database is a function that looks up a key.
+to set. Beside what tcprules knows, a key may be a network in CIDR form (``10.0.0.0/8``, ``2001:db8::/32``).
+Pure: the database is a function that looks up a key, or :class:`Rules` in memory.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from ipaddress import IPv6Address, ip_address, ip_network
 
 import attrs
 
@@ -70,8 +72,16 @@ def _data(verdict: bytes, variables: bytes) -> bytes | None:
 
 
 def _keys(address: bytes) -> list[bytes] | None:
-    """The addresses that ``1.2.3-9.`` and the like stand for; None for a hyphen that stands for nothing."""
-    if b"-" not in address or b"=" in address or b"@" in address:
+    """The addresses that ``1.2.3-9.`` and the like stand for; None for a hyphen that stands for nothing, and for a
+    network that is none."""
+    if b"=" in address or b"@" in address:
+        return [address]
+    if b"/" in address:
+        network = _canonical_network(address)
+        return None if network is None else [network]
+    if b":" in address:
+        return [_canonical_ipv6(address)]
+    if b"-" not in address:
         return [address]
     match = _RANGE.fullmatch(address)  # by the first hyphen; others stay
     if match is None:
@@ -80,25 +90,87 @@ def _keys(address: bytes) -> list[bytes] | None:
     return [b"%b%d%b" % (match["head"], number, match["tail"]) for number in range(low, high + 1)]
 
 
+def _canonical_network(address: bytes) -> bytes | None:
+    """A network as :func:`lookup_keys` writes it; None when it is none."""
+    try:
+        return str(ip_network(address.decode("ascii"), strict=False)).encode("ascii")
+    except ValueError:
+        return None
+
+
+def _canonical_ipv6(address: bytes) -> bytes:
+    """An IPv6 address as systems print it; the start of one (it ends in a colon), and anything else, as it is."""
+    if address.endswith(b":"):
+        return address
+    try:
+        return str(IPv6Address(address.decode("ascii"))).encode("ascii")
+    except ValueError:
+        return address
+
+
 def _number(digits: bytes) -> int:
     significant = digits.lstrip(b"0")
     return int(significant or b"0") if len(significant) < 10 else 10**10
 
 
+class Rules:
+    """Rules in memory, from the records of a database or of :func:`compile_rules`; of several records for one key the
+    first counts.
+
+    `asks_name` and `asks_ident` say whether some rule is about names of clients, or about what IDENT says of them.
+    """
+
+    def __init__(self, records: Iterable[tuple[bytes, bytes]]) -> None:
+        self._records: dict[bytes, bytes] = {}
+        lengths: set[int] = set()
+        self.asks_name = self.asks_ident = False
+        for key, data in records:
+            if b"@" in key:
+                self.asks_ident = True
+                self.asks_name = self.asks_name or b"@=" in key
+            elif key.startswith(b"="):
+                self.asks_name = True
+            elif b"/" in key:
+                network = _canonical_network(key)
+                if network is None:
+                    continue  # made by a tcprules that does not know networks; it means nothing
+                lengths.add(int(network.rpartition(b"/")[2]))
+                self._records.setdefault(network, data)
+                continue
+            self._records.setdefault(key, data)
+        self._lengths = tuple(sorted(lengths))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def find(self, ip: bytes, name: bytes | None = None, ident: bytes | None = None) -> Verdict:
+        """What they say of a client, as :func:`find_rule` has it."""
+        return find_rule(self._records.get, ip, name, ident, self._lengths)
+
+
 def find_rule(
-    get: Callable[[bytes], bytes | None], ip: bytes, name: bytes | None = None, ident: bytes | None = None
+    get: Callable[[bytes], bytes | None],
+    ip: bytes,
+    name: bytes | None = None,
+    ident: bytes | None = None,
+    lengths: Sequence[int] = (),
 ) -> Verdict:
     """What the rules say of a client with this address, name and IDENT answer (None: not known), by the first key that
-    `get` finds data for (§4.2)."""
-    for key in lookup_keys(ip, name, ident):
+    `get` finds data for (§4.2). `lengths` are those of the networks that there are rules for."""
+    for key in lookup_keys(ip, name, ident, lengths):
         data = get(key)
         if data is not None:
             return _verdict(key, data)
     return Verdict(None, True)
 
 
-def lookup_keys(ip: bytes, name: bytes | None = None, ident: bytes | None = None) -> Iterator[bytes]:
-    """The keys under which a client's rule is looked for, in order. Prefixes of an address end in a dot or a colon."""
+def lookup_keys(
+    ip: bytes, name: bytes | None = None, ident: bytes | None = None, lengths: Sequence[int] = ()
+) -> Iterator[bytes]:
+    """The keys under which a client's rule is looked for, in order. Prefixes of an address end in a dot or a colon.
+
+    Networks of these `lengths` (bits) stand among the prefixes, the longer first; ``1.2.3.`` is before ``1.2.3.0/24``.
+    """
     if ident is not None:
         yield ident + b"@" + ip
         if name is not None:
@@ -106,15 +178,31 @@ def lookup_keys(ip: bytes, name: bytes | None = None, ident: bytes | None = None
     yield ip
     if name is not None:
         yield b"=" + name
-    for end in range(len(ip) - 1, 0, -1):
-        if ip[end - 1] in b".:":
-            yield ip[:end]
+    prefixes = (ip[:end] for end in range(len(ip) - 1, 0, -1) if ip[end - 1] in b".:")
+    yield from _by_length(ip, prefixes, lengths) if lengths else prefixes
     if name is not None:
         for start in range(1, len(name)):
             if name[start] == ord("."):
                 yield b"=" + name[start:]
         yield b"="
     yield b""
+
+
+def _by_length(ip: bytes, prefixes: Iterable[bytes], lengths: Sequence[int]) -> Iterator[bytes]:
+    """Prefixes and networks of an address, the longest first."""
+    try:
+        address = ip_address(ip.decode("ascii"))
+    except ValueError:
+        yield from prefixes
+        return
+    separator, bits = (b":", 16) if address.version == 6 else (b".", 8)
+    keys = [(prefix.count(separator) * bits, 1, prefix) for prefix in prefixes]
+    for length in lengths:
+        if length <= address.max_prefixlen:
+            network = ip_network((address.packed, length), False)
+            keys.append((length, 0, str(network).encode("ascii")))
+    for _, _, key in sorted(keys, reverse=True):
+        yield key
 
 
 def _verdict(key: bytes, data: bytes) -> Verdict:

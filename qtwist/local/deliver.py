@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qtwist.files.assign import Assignment
-from qtwist.files.disk import Disk
+from qtwist.files.disk import Disk, RealDisk
 from qtwist.files.maildir import MaildirError, store
 from qtwist.files.mbox import MboxError, deliver_to_mbox
 from qtwist.files.syncing import Ended, Syncing, sync_alone, sync_together
@@ -108,6 +109,21 @@ def deliver(job: Job, parts: Parts) -> Outcome:
     return LocalDelivery(job, parts).carry_out()
 
 
+def find_mailbox(user: bytes, home: bytes, dash: bytes, ext: bytes) -> int:
+    """Whether a delivery to such an owner would get as far as its instructions: 0, 100 when there are none for the
+    address, 111 when they cannot be read now. A sticky home is one where mail waits for its owner: 0.
+
+    Nothing is delivered, and the instructions are not carried out.
+    """
+    job = Job(user, home, b"", dash, ext, b"", b"", b"./Maildir/", -1, dry_run=True)
+    refusal = LocalDelivery(job, Parts(RealDisk(), time.time, b"", _no_forward, {}, 0)).refusal
+    return DONE if refusal is None else refusal.code
+
+
+def _no_forward(fd: int, prefix: bytes, sender: bytes, recipients: Sequence[bytes]) -> Forwarded:
+    raise AssertionError("a look-up forwards nothing")
+
+
 def deliver_together(deliveries: Sequence[LocalDelivery], disk: Disk) -> list[Ended[Outcome]]:
     """Carry out deliveries that are `brief`, so that they share their flushes; how each has ended, in their order."""
     return sync_together(disk, [one.steps() for one in deliveries])
@@ -126,11 +142,11 @@ class LocalDelivery:
         self.programs = 0
         self.forwards: list[bytes] = []
         self.instructions: list[dotqmail.Instruction] = []
-        self._refusal: DeliveryError | None = None
+        self.refusal: DeliveryError | None = None
         try:
             self._prepare()
         except DeliveryError as error:
-            self._refusal = error
+            self.refusal = error
 
     @property
     def brief(self) -> bool:
@@ -167,8 +183,8 @@ class LocalDelivery:
 
     def _carry_out(self) -> Syncing[None]:
         """The instructions in order, then what was forwarded, in one queue run."""
-        if self._refusal is not None:
-            raise self._refusal
+        if self.refusal is not None:
+            raise self.refusal
         forward_only = self.forward_only
         for instruction in self.instructions:
             if isinstance(instruction, dotqmail.ForwardOnly):

@@ -22,7 +22,7 @@ from qtwist.control_reading import ControlError, first_line, read
 from qtwist.files.assign import Assignment
 from qtwist.files.copying import message_blocks
 from qtwist.files.disk import RealDisk
-from qtwist.local.deliver import Forwarded, Job, LocalDelivery, Outcome, Parts, deliver_together
+from qtwist.local.deliver import Forwarded, Job, LocalDelivery, Outcome, Parts, deliver_together, find_mailbox
 from qtwist.local.errors import SYSTEM_TROUBLE, TEMPORARY, DeliveryError
 from qtwist.local.packets import receive
 from qtwist.local.users import Users, folder_account
@@ -34,10 +34,13 @@ from qtwist.wire import spawning
 
 #: The most deliveries that are carried out together.
 BATCH = 50
+#: A job with so many fields (number, user, home, dash, ext) is a question: is there a mailbox?
+_LOOKUP_FIELDS = 5
 
 
 def serve(sock: socket.socket, home: str, defaults: Mapping[str, Any]) -> None:
-    """Carry out the deliveries that come through `sock`, until it is closed and all is done.
+    """Carry out the deliveries, and answer the questions after mailboxes, that come through `sock`, until it is closed
+    and all is done.
 
     Those that wait for nothing but the disk share their flushes with others that came meanwhile; programs, locks and
     forwards are waited for in a thread, so that nothing else of the user's waits for them. `defaults` has what
@@ -84,6 +87,9 @@ class _Server:
         """Carry out what is asked for; what takes long may still run when this returns."""
         brief: list[tuple[int, int, LocalDelivery]] = []
         for packet, fds in packets:
+            if packet.count(b"\0") == _LOOKUP_FIELDS - 1:
+                self._look(packet)
+                continue
             number, *values = spawning.read_fields(packet, 8)
             delivery, [fd] = int(number), fds
             try:
@@ -101,6 +107,11 @@ class _Server:
         ended = deliver_together([made for _, _, made in brief], self._disk)
         for (delivery, fd, _), end in zip(brief, ended, strict=True):
             self._end(delivery, fd, _bug(end.error) if end.error is not None else end.result())
+
+    def _look(self, packet: bytes) -> None:
+        number, *owner = spawning.read_fields(packet, _LOOKUP_FIELDS)
+        with contextlib.suppress(OSError):
+            self._sock.send(spawning.reply(int(number), find_mailbox(*owner), b""))
 
     def wait(self) -> None:
         """Return when nothing runs any more."""

@@ -1,9 +1,9 @@
 """lspawn: all that runs as root once the mail system is up (doc/security.md; spec/qmail.md §11.2, §26.8).
 
-It does three things. It starts deliveries: asked by the queue manager, it looks up who owns the address and hands the
-message, an open descriptor, to a process that has become that user for good. It starts processes that read a mailbox as
-its owner, asked by the role that checks passwords. And it starts the role processes, from a table that was fixed before
-anything else ran.
+It does four things. It starts deliveries: asked by the queue manager, it looks up who owns the address and hands the
+message, an open descriptor, to a process that has become that user for good. It has such a process look whether an
+address has a mailbox, asked by the servers. It starts processes that read a mailbox as its owner, asked by the role
+that checks passwords. And it starts the role processes, from a table that was fixed before anything else ran.
 
 It opens no socket, speaks to no network, reads no mail and runs no program as root. It uses the standard library, and
 of qtwist only what has no more needs than that. The delivery code is loaded here, so that a fork is all that a delivery
@@ -49,6 +49,8 @@ LIMIT = 120
 MOST_IDLE = 60
 #: The most deliveries to one user in one process, which share flushes.
 MOST_TOGETHER = 20
+#: The most questions after mailboxes that are looked into at once.
+MOST_QUESTIONS = 60
 #: The most mailboxes that are read at once.
 MOST_MAILBOXES = 1000
 #: Seconds that a process waits for another message to the same user.
@@ -97,6 +99,16 @@ class Request:
         self.sender = sender
 
 
+class Question:
+    """A server wants to know whether an address has a mailbox. The answer is an exit code of a delivery's."""
+
+    __slots__ = ("number", "socket")
+
+    def __init__(self, number: int, sock: socket.socket) -> None:
+        self.number = number
+        self.socket = sock
+
+
 class Child:
     """A process that delivers for one user; `requests` are what it does now."""
 
@@ -105,7 +117,7 @@ class Child:
     def __init__(self, key: Key, sock: socket.socket) -> None:
         self.key = key
         self.socket = sock
-        self.requests: dict[int, Request] = {}
+        self.requests: dict[int, Request | Question] = {}
         self.since = 0.0
 
 
@@ -127,6 +139,8 @@ class Spawner:
         self.parked: deque[tuple[Found, Failed]] = (
             deque()
         )  # wait for the look-up process, in the order of the questions
+        self.servers: set[socket.socket] = set()  # they ask after mailboxes
+        self.questions = 0
         self.logins: socket.socket | None = None  # the role that checks passwords
         self.mailboxes: set[int] = set()  # processes that read mailboxes
         self.roles: dict[int, str] = {}  # by process id
@@ -141,7 +155,7 @@ class Spawner:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self.selector.register(wake, selectors.EVENT_READ, lambda: self._reap(wake))
         self._watch(self.supervisor, self._on_supervisor)
-        while not self.ending or self.running or self.parked:
+        while not self.ending or self.running or self.parked or self.questions:
             for key, _ in self.selector.select(self._patience()):
                 try:
                     key.data()
@@ -166,6 +180,8 @@ class Spawner:
                 self._new_sender(socket.socket(fileno=os.dup(fds[0])))
             elif packet == b"logins" and len(fds) == 1 and not self.ending:
                 self._new_logins(socket.socket(fileno=os.dup(fds[0])))
+            elif packet == b"recipients" and len(fds) == 1 and not self.ending:
+                self._new_server(socket.socket(fileno=os.dup(fds[0])))
             elif packet.startswith(b"start ") and not self.ending:
                 self._start_role(packet[6:].decode(), fds)
             elif packet.startswith(b"kill "):
@@ -179,9 +195,10 @@ class Spawner:
         """The supervisor is gone: nothing new, and what runs may end."""
         self.ending = True
         self._forget(self.supervisor)
-        for sock in (self.sender, self.logins):
+        for sock in (self.sender, self.logins, *self.servers):
             if sock is not None:
                 self._forget(sock)
+        self.servers.clear()
         self.sender = self.logins = None
         if self.config.pidfile is not None:
             with contextlib.suppress(OSError):
@@ -250,20 +267,30 @@ class Spawner:
         if owner.uid == 0:
             self._finish(request, AS_ROOT, b"")
             return
+        about = (owner.user, owner.home, request.local, owner.dash, owner.ext, request.domain, request.sender)
+        if not self._hand_over(owner, about, [request.fd], request):
+            self._finish(request, SYSTEM_TROUBLE, b"")
+
+    def _hand_over(
+        self, owner: Assignment, about: tuple[bytes, ...], fds: list[int], request: Request | Question
+    ) -> bool:
+        """Give a process of this owner's something to do; False when that cannot be."""
         key = owner.user, owner.uid, owner.gid, owner.home
         self.jobs += 1
-        number = self.jobs
+        number = self.jobs & 0x7FFFFFFF
         try:
-            job = spawning.fields(
-                b"%d" % number,
-                *(owner.user, owner.home, request.local, owner.dash, owner.ext, request.domain, request.sender),
-            )
+            job = spawning.fields(b"%d" % number, *about)
             for _ in range(3):
                 child = self._child(key)
                 try:
-                    socket.send_fds(child.socket, [job], [request.fd])
+                    if fds:
+                        socket.send_fds(child.socket, [job], fds)
+                    else:
+                        child.socket.send(job)
                 except BlockingIOError:
                     self.busy.pop(key, None)  # it has more to do than it can hear of
+                    if not child.requests:
+                        self._lose(child)
                     continue
                 except OSError:
                     self._lose(child)  # it died while it waited; another one is made
@@ -273,10 +300,10 @@ class Spawner:
                     self.busy[key] = child
                 elif self.busy.get(key) is child:
                     del self.busy[key]
-                return
-            self._finish(request, SYSTEM_TROUBLE, b"")
+                return True
         except (OSError, ValueError):
-            self._finish(request, SYSTEM_TROUBLE, b"")
+            return False
+        return False
 
     def _child(self, key: Key) -> Child:
         """A process that is this user: one that works for it, one that waits, or a new one. OSError when there can be
@@ -331,7 +358,7 @@ class Spawner:
             self.idle[child] = None
         elif child.key not in self.busy:
             self.busy[child.key] = child
-        self._finish(request, code, output)
+        self._done(request, code, output)
 
     def _lose(self, child: Child) -> None:
         """This process is gone, or is to go; what it has not answered is tried again."""
@@ -342,7 +369,13 @@ class Spawner:
         self._forget(child.socket)
         requests, child.requests = child.requests, {}
         for request in requests.values():
-            self._finish(request, -1, b"")
+            self._done(request, -1, b"")
+
+    def _done(self, request: Request | Question, code: int, output: bytes) -> None:
+        if isinstance(request, Request):
+            self._finish(request, code, output)
+        else:
+            self._answer_question(request, code)
 
     def _finish(self, request: Request, code: int, output: bytes) -> None:
         os.close(request.fd)
@@ -374,6 +407,53 @@ class Spawner:
         if not self.idle:
             return None
         return max(0.0, next(iter(self.idle)).since + IDLE - time.monotonic())
+
+    # -- questions of servers -------------------------------------------------------------------------------------
+
+    def _new_server(self, sock: socket.socket) -> None:
+        """A server that may ask after mailboxes, beside the others."""
+        self.servers.add(sock)
+        self._watch(sock, lambda: self._on_question(sock))
+
+    def _on_question(self, sock: socket.socket) -> None:
+        if sock not in self.servers:
+            return  # lost in this very round
+        packet, fds = _receive(sock, 0)
+        _close(fds)
+        if not packet:
+            self.servers.discard(sock)
+            self._forget(sock)
+            return
+        try:
+            number, _, _, local = spawning.read_request(packet)
+        except ValueError:
+            return
+        question = Question(number, sock)
+        self.questions += 1
+        if self.questions > MOST_QUESTIONS:
+            self._answer_question(question, SYSTEM_TROUBLE)
+            return
+        self._find_owner(
+            local,
+            lambda owner: self._look(question, owner),
+            lambda code, text: self._answer_question(question, code),
+        )
+
+    def _look(self, question: Question, owner: Assignment) -> None:
+        """Have a process of the owner's look."""
+        if owner.uid == 0:
+            self._answer_question(question, AS_ROOT)
+            return
+        about = (owner.user, owner.home, owner.dash, owner.ext)
+        if not self._hand_over(owner, about, [], question):
+            self._answer_question(question, SYSTEM_TROUBLE)
+
+    def _answer_question(self, question: Question, code: int) -> None:
+        self.questions -= 1
+        if question.socket in self.servers:
+            # A server that does not read what it asked for goes without.
+            with contextlib.suppress(OSError):
+                question.socket.send(spawning.reply(question.number, code, b""))
 
     # -- mailboxes ------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred
 
 from qtwist.mail.address import Address
@@ -18,14 +19,36 @@ Opinion = Reply | None
 Answer = Opinion | Awaitable[Opinion]
 P = TypeVar("P", bound="Policy")
 
-HOOKS = ("connect", "helo", "mail", "rcpt", "data", "message")
+HOOKS = ("connect", "helo", "mail", "rcpt", "data", "message", "end")
 
 
-def refuse(code: int, text: bytes) -> Reply:
-    """A refusal: 4xx (try later) or 5xx (never). 421 also ends the connection. ValueError for any other code."""
+@attrs.frozen
+class Refusal(Reply):
+    """A refusal with what the log says of it: `rule` is the name of the policy that refused, `reason` what it went by
+    (a line of a control file, a list), in words for the administrator; the client does not see them."""
+
+    rule: str = ""
+    reason: str = ""
+
+
+def refuse(code: int, text: bytes, reason: str = "") -> Reply:
+    """A refusal: 4xx (try later) or 5xx (never). 421 also ends the connection. ValueError for any other code.
+
+    `reason` is for the log alone.
+    """
     if not 400 <= code <= 599:
         raise ValueError(f"a refusal has a code from 400 to 599, not {code!r}")
-    return Reply(code, text)
+    return Refusal(code, text, reason=reason) if reason else Reply(code, text)
+
+
+@attrs.frozen
+class Drop(Refusal):
+    """An answer of `connect`: the connection is closed without a word, as tcpserver does it (related.md §4.1)."""
+
+
+def drop(reason: str = "") -> Drop:
+    """Close the connection without a word. For `connect` only; elsewhere it is a 421."""
+    return Drop(421, b"closing the connection (#4.7.0)", reason=reason)
 
 
 def accept(text: bytes = b"ok") -> Reply:
@@ -43,7 +66,11 @@ class Policy:
     asked. A :class:`Reply` is final for this step. A hook that raises, or takes longer than control/timeoutsmtpd,
     is logged and answered 451 (421 in `connect`); the connection goes on. One policy object serves all connections at
     once: what belongs to one connection goes into `session.notes`.
+
+    `name` is what log lines call the policy; of a class without one, its own name.
     """
+
+    name: str = ""
 
     @classmethod
     def from_control(cls: type[P], control: Control) -> P:
@@ -68,6 +95,9 @@ class Policy:
     def message(self, session: Session, message: ReceivedMessage) -> Answer:
         """The whole message has come and is not yet committed. The text of a positive reply is not used."""
 
+    def end(self, session: Session) -> None:
+        """The connection is gone, whatever became of it. Nothing can be answered any more."""
+
 
 def hooks(policies: Sequence[Policy], name: str) -> tuple[Callable[..., Answer], ...]:
     """The bound hooks called `name` of those policies that override it, in order."""
@@ -86,7 +116,7 @@ def consult(asked: Sequence[Callable[..., Answer]], *arguments: Any) -> Opinion 
         if answer is None:
             continue
         if isinstance(answer, Reply):
-            return answer
+            return _signed(hook, answer)
         return Deferred.fromCoroutine(_consult_later(hook, answer, asked[index + 1 :], arguments))
     return None
 
@@ -107,4 +137,15 @@ async def _opinion(hook: Callable[..., Answer], answer: Answer) -> Opinion:
         answer = await answer
     if answer is not None and not isinstance(answer, Reply):
         raise TypeError(f"{hook!r} answered {answer!r}, which is neither None nor a Reply")
-    return answer
+    return None if answer is None else _signed(hook, answer)
+
+
+def _signed(hook: Callable[..., Answer], reply: Reply) -> Reply:
+    """A refusal with the name of the policy that gave it."""
+    policy = getattr(hook, "__self__", None)
+    if reply.positive or not isinstance(policy, Policy) or (isinstance(reply, Refusal) and reply.rule):
+        return reply
+    name = policy.name or type(policy).__name__
+    if isinstance(reply, Refusal):
+        return attrs.evolve(reply, rule=name)
+    return Refusal(reply.code, reply.text, rule=name)

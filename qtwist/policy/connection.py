@@ -13,13 +13,15 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from qtwist.interfaces import IIncomingMessage
-from qtwist.policy.base import Opinion, consult
+from qtwist.mail.address import Address
+from qtwist.policy.base import Drop, Opinion, Refusal, consult
 from qtwist.wire.smtp_server import Reply
 from qtwist.writing import write
 
 if TYPE_CHECKING:
     from qtwist.policy.serving import PolicyFactory
     from qtwist.policy.session import Session
+    from qtwist.policy.trace import Tracer
 
 HEADER_SHOWN = 65536  # octets of the header that the message hook gets at most
 
@@ -69,8 +71,16 @@ class PolicyConnection(TwistedProtocol):
         self._paused = False  # we do not read from the client
         self._leaving = False  # all is said, or the connection is gone
         self._last = 0.0  # when the client gave a sign of life
+        self._asked: tuple[object, ...] = ()  # what the policies were asked about last
+        self.tracer: Tracer | None = None
 
     # What the transport calls
+
+    def hear(self, data: bytes) -> None:
+        """Note that the client has sent something. The first thing that dataReceived does."""
+        self.session.heard += len(data)
+        if self.tracer is not None:
+            self.tracer.received(data)
 
     def pauseProducing(self) -> None:
         self._choked = True
@@ -83,6 +93,10 @@ class PolicyConnection(TwistedProtocol):
 
     def stopProducing(self) -> None:
         """The connection is lost; connectionLost does what there is to do."""
+
+    def drain(self) -> None:
+        """Leave now, or when what the client has begun was answered."""
+        raise NotImplementedError
 
     def abort(self) -> None:
         """End the connection at once."""
@@ -113,6 +127,8 @@ class PolicyConnection(TwistedProtocol):
         data = engine.data_to_send()
         transport: Any = self.transport
         if data:
+            if self.tracer is not None:
+                self.tracer.sent(data)
             write(transport, data)
         if not engine.closed:
             self._regulate()
@@ -167,8 +183,12 @@ class PolicyConnection(TwistedProtocol):
     # Questions to the policies
 
     def _ask(self, hook: str, then: Callable[[Opinion], object], *arguments: object) -> None:
-        """Ask the policies; `then` gets their opinion, or 451 when one of them is broken."""
+        """Ask the policies; `then` gets their opinion, or 451 when one of them is broken.
+
+        Where they close the connection (:func:`~qtwist.policy.base.drop`), nothing more is done.
+        """
         asked = self.factory.hooks[hook]
+        self._asked = arguments
         if not asked:
             then(None)
             return
@@ -179,7 +199,11 @@ class PolicyConnection(TwistedProtocol):
                 then(NO_GREETING if hook == "connect" else TROUBLE)
 
         def done(opinion: Opinion) -> None:
-            if not self._engine.closed:
+            if self._engine.closed:
+                return
+            if hook == "connect" and isinstance(opinion, Drop):
+                self._drop(opinion)
+            else:
                 then(opinion)
 
         try:
@@ -190,7 +214,45 @@ class PolicyConnection(TwistedProtocol):
         if isinstance(opinion, Deferred):
             self._wait(opinion, done, failed, may_cancel=True)
         else:
-            then(opinion)
+            done(opinion)
+
+    def _drop(self, refusal: Drop) -> None:
+        """Leave without a word."""
+        self.tell_refusal("connection", refusal)
+        self._leaving = True
+        transport: Any = self.transport
+        transport.unregisterProducer()
+        transport.loseConnection()
+
+    def tell_refusal(self, step: str, reply: Reply) -> None:
+        """Log that the client was refused at `step`: with which answer, by which rule and why."""
+        session, rule, reason = self.session, "", ""
+        if isinstance(reply, Refusal):
+            rule, reason = reply.rule, reply.reason
+        about: dict[str, str] = {"ip": session.remote_ip}
+        if session.helo is not None:
+            about["helo"] = show(session.helo)
+        if session.sender is not None:
+            about["sender"] = show(session.sender.raw)
+        for argument in self._asked:
+            if isinstance(argument, Address):
+                about["sender" if step in ("MAIL", "sender") else "recipient"] = show(argument.raw)
+        why = "".join(f" {name}={value}" for name, value in about.items())
+        if rule:
+            why += f" rule={rule}"
+        if reason:
+            why += f" ({reason})"
+        self.log.info(
+            "{id}: {step} answered {code} {text}{why}",
+            id=session.id,
+            step=step,
+            code=reply.code,
+            text=show(reply.text),
+            rule=rule,
+            reason=reason,
+            why=why,
+            **about,
+        )
 
     # The message
 

@@ -1,7 +1,11 @@
-"""control/policies: one ``package.module.Class`` per line, for the administrator who writes no Python."""
+"""control/policies: which policies are asked first, and in which order.
+
+A line is ``package.module.Class``, a policy that somebody has written, or the name of one that comes with qtwist.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -12,21 +16,30 @@ if TYPE_CHECKING:
     from qtwist.control import Control
 
 
-def load_policies(control: Control) -> list[Policy]:
-    """The policies that control/policies names, in order; none when there is no such file.
+def load_policies(control: Control, standard: Mapping[str, Policy] | None = None) -> list[Policy]:
+    """The policies that control/policies names, in order; none when there is no such file. `standard` are those that
+    may be named by a word.
 
     ControlError, with file and line, for a line that cannot be imported, names no Policy, or whose `from_control`
-    fails.
+    fails, and for a word that comes twice.
     """
-    lines = control.numbered("policies") or ()
-    return [_load(control, number, line.decode("utf-8", "backslashreplace")) for number, line in lines]
+    found: list[Policy] = []
+    for number, line in control.numbered("policies") or ():
+        name = line.decode("utf-8", "backslashreplace")
+        policy = (standard or {}).get(name)
+        if policy is None:
+            policy = _load(control, number, name)
+        elif policy in found:
+            raise ControlError(control.path("policies"), number, f"{name!r} once more", "each policy once")
+        found.append(policy)
+    return found
 
 
 def _load(control: Control, number: int, name: str) -> Policy:
     path = control.path("policies")
     module_name, _, class_name = name.rpartition(".")
     if not module_name:
-        raise ControlError(path, number, repr(name), "package.module.Class of a policy")
+        raise ControlError(path, number, repr(name), "package.module.Class of a policy, or one of qtwist's by name")
     # Whatever the foreign code raises, the administrator shall learn which line has brought it in.
     try:
         found = getattr(import_module(module_name), class_name)

@@ -5,22 +5,34 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
+from qtwist.control import ControlError
 from qtwist.interfaces import IQueueEntrance
 from qtwist.mail.envelope import Origin
-from qtwist.policy.badmailfrom import BadMailFrom
 from qtwist.policy.base import HOOKS, Policy, hooks
+from qtwist.policy.connection import PolicyConnection
+from qtwist.policy.limits import ClientLimits
 from qtwist.policy.loader import load_policies
-from qtwist.policy.rcpthosts import RcptHosts
-from qtwist.policy.relay import RelayClients
+from qtwist.policy.relay import Networks, RelayClients
 from qtwist.policy.session import Session
-from qtwist.serving import C, DrainingFactory
+from qtwist.policy.standard import STANDARD
+from qtwist.policy.surroundings import Surroundings
+from qtwist.policy.tcprules import TCPRules, read_rules
+from qtwist.policy.trace import Tracer
+from qtwist.policy.watched import Watched
+from qtwist.serving import DrainingFactory
 
 if TYPE_CHECKING:
     from qtwist.control import Control
+
+
+_log = Logger(namespace="qtwist.trace")
+
+C = TypeVar("C", bound="PolicyConnection")
 
 
 class PolicyFactory(DrainingFactory[C]):
@@ -29,9 +41,14 @@ class PolicyFactory(DrainingFactory[C]):
     `control` is read per connection, as qmail does, but only files that have changed. `policies` are asked before the
     standard ones. `clock` times everything out; `now` tells the date.
 
+    `service` is what the files with its rules are called (``smtp``: control/tcp.smtp). `surroundings` is what policies
+    may use; see there for what may be set.
+
     Made to be subclassed: :meth:`chain`, :meth:`make_session` and `protocol` are the joints. ControlError when
     control/policies is wrong.
     """
+
+    service = "smtp"
 
     def __init__(
         self,
@@ -51,6 +68,8 @@ class PolicyFactory(DrainingFactory[C]):
         self.queue = queue
         self.clock = clock
         self.now = now
+        self.surroundings = Surroundings(control, clock, now, share=lambda: self.share)
+        self._traced = Watched(control, ("trace",), lambda: Networks.read(control, "trace"))
         chain = self.chain(policies)
         self.hooks = {name: hooks(chain, name) for name in HOOKS}
 
@@ -62,18 +81,59 @@ class PolicyFactory(DrainingFactory[C]):
     def chain(self, policies: Sequence[Policy]) -> list[Policy]:
         """All policies in the order in which they are asked, `policies` being those given to the factory.
 
-        Who may relay is settled first, so that the others can see it; badmailfrom and rcpthosts come last, so that
-        an earlier policy can accept what they would refuse.
+        Who may connect and who may relay is settled first, so that the others can see it; the standard policies come
+        last, so that an earlier one can accept what they would refuse, unless control/policies names them.
         """
         control = self.control
+        standard = {name: make(self.surroundings) for name, make in STANDARD.items()}
+        listed = load_policies(control, {name: one for name, one in standard.items() if name != "rcpthosts"})
         return [
+            TCPRules(self.surroundings, self.service),
             RelayClients(control),
+            ClientLimits(self.surroundings),
             *policies,
-            *load_policies(control),
-            BadMailFrom(control),
-            RcptHosts(control),
+            *listed,
+            *(policy for policy in standard.values() if policy not in listed),
         ]
 
     def make_session(self, transport: Any) -> Session:
         """The session of a new connection, its environment as tcpserver would set it (spec/qmail.md §4)."""
         return Session.of(transport)
+
+    def connection_made(self, connection: C) -> int:
+        session = connection.session
+        try:
+            traced = self._traced.get().has(session.remote_ip)
+        except ControlError as error:
+            _log.error("{error}", error=error)
+        else:
+            if traced:
+                connection.tracer = Tracer(lambda direction, text: _trace(session, direction, text))
+        return super().connection_made(connection)
+
+    def connection_lost(self, connection: C) -> None:
+        if connection.tracer is not None:
+            connection.tracer.end()
+        for hook in self.hooks["end"]:
+            try:
+                hook(connection.session)
+            except Exception:  # foreign code; the others are told all the same
+                _log.failure("{id}: a policy has failed in end", id=connection.session.id)
+        super().connection_lost(connection)
+
+
+def _trace(session: Session, direction: str, text: str) -> None:
+    _log.info("{id}: {ip} {direction} {line}", id=session.id, ip=session.remote_ip, direction=direction, line=text)
+
+
+def asks_network(control: Control) -> bool:
+    """Whether the policies, as the files are now, have to ask other hosts: the DNS, or clients by IDENT."""
+    if any(control.integer(name) for name in ("tcpremotehost", "tcpremoteinfo", "mfcheck")):
+        return True
+    if control.integer("helocheck") > 1 or control.list("dnsbllist"):
+        return True
+    for service in ("smtp", "qmtp"):
+        rules = read_rules(control, service)
+        if rules is not None and (rules.asks_name or rules.asks_ident):
+            return True
+    return False

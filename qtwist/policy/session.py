@@ -46,6 +46,7 @@ class Session:
     sender: Address | None = None
     declared_size: int = 0  # octets, from SIZE= of MAIL; 0 when not given
     recipients: list[Address] = attrs.field(factory=list)
+    heard: int = 0  # octets that the client has sent
 
     @classmethod
     def of(cls, transport: Any) -> Session:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IAddress, IReactorTime
 
+from qtwist.policy.tcprules import Gate
 from qtwist.policy.watched import Watched
 from qtwist.pop3d.protocol import POP3Protocol
 from qtwist.pop3d.settings import FILES, Settings, read_settings
@@ -51,12 +52,15 @@ class POP3Factory(DrainingFactory[POP3Protocol]):
         self.now = now
         self.settings: Watched[Settings] = Watched(control, FILES, lambda: read_settings(control))
         self._counter = itertools.count(1)
+        self._gate = Gate(control, "pop3")
 
     def timestamp(self, host: bytes) -> bytes:
         """What APOP is computed with, never the same twice (RFC 1939 §7): ``<pid.time.count@host>`` (spec §18.1)."""
         return b"<%d.%d.%d@%s>" % (os.getpid(), self.now(), next(self._counter), host)
 
-    def buildProtocol(self, addr: IAddress | None) -> POP3Protocol:  # type: ignore[override]
+    def buildProtocol(self, addr: IAddress | None) -> POP3Protocol | None:  # type: ignore[override]
+        if not self._gate.admits(addr):
+            return None
         connection = self.protocol()
         connection.factory = self
         return connection

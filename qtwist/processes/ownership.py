@@ -44,13 +44,13 @@ def check_trusted(home: Home) -> None:
 
 
 def claim(home: Home, accounts: dict[str, RoleAccount]) -> None:
-    """Give queue/, run/ and log/ of a home to their accounts, as far as they are not theirs. Needs root.
+    """Give queue/, run/, log/ and greylist/ of a home to their accounts, as far as they are not theirs. Needs root.
 
     OSError, LayoutError when that cannot be.
     """
     for path, uid, gid in strays(open_layout(home.queue_path, home.disk), accounts):
         os.chown(path, uid, gid, follow_symlinks=False)
-    for name, role in (("run", "qmailq"), ("log", "qmaill")):
+    for name, role in (("run", "qmailq"), ("log", "qmaill"), ("greylist", "qmaild")):
         directory, account = os.path.join(home.path, name), accounts[role]
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, 0o755)

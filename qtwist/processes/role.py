@@ -9,6 +9,7 @@ supervisor, who says what there is to do:
 ``remote``       with a packet socket: remote deliveries go there (``send``)
 ``sender``       with a packet socket: the queue manager asks for deliveries there (``rspawn``)
 ``logins``       with a packet socket: a server asks for logins there (``auth``), or the other end of it (servers)
+``recipients``   with a packet socket: lspawn says which local parts have mailboxes (servers)
 ``mailboxes``    with a packet socket: lspawn opens mailboxes there (``auth``)
 ``start``        begin; answered with ``ready``, or ``failed`` and a text
 ``hup alrm stop``  as the signals are for the whole daemon
@@ -41,9 +42,11 @@ from qtwist.commands.base import write_all
 from qtwist.control import Control, ControlError
 from qtwist.events import SWITCH, Events
 from qtwist.home import SERVED, Home
+from qtwist.policy.serving import asks_network
 from qtwist.processes.confine import forbid_network
 from qtwist.processes.logins import LoginClient, LoginServer, MailboxOpener
 from qtwist.processes.packets import PacketConnection
+from qtwist.processes.questions import MailboxQuestions
 from qtwist.processes.spawners import ProcessSpawner, SpawnerServer, from_exit_code, from_letter
 from qtwist.queue.entrance import DoorQueue
 from qtwist.remote.spawn import RemoteSpawner
@@ -104,6 +107,10 @@ class ServerRole(Role):
         elif word == "logins":
             [fd] = fds
             self._logins.connect(socket.socket(fileno=os.dup(fd)))
+        elif word == "recipients":
+            [fd] = fds
+            lookup = MailboxQuestions(self.home.reactor, socket.socket(fileno=os.dup(fd)))
+            self._service.factory.surroundings.lookup = lookup  # type: ignore[attr-defined]  # these servers have it
 
     def start(self) -> None:
         self._service.startService()
@@ -303,7 +310,7 @@ def may_need_network(control: Control, name: str) -> bool:
         return True
     if name == "auth":
         return bool(control.line("checkpassword")) or bool(control.integer("systemaccounts"))
-    return name != "send" and bool(control.list("policies"))
+    return name != "send" and (bool(control.list("policies")) or asks_network(control))
 
 
 def main() -> NoReturn:

@@ -49,6 +49,8 @@ PATIENCE = 60.0
 
 #: Servers whose clients log in.
 LOGGING_IN = ("pop3d",)
+#: Servers that ask whether recipients exist.
+ASKING = ("smtpd", "qmtpd")
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _log = Logger(namespace="qtwist.supervisor")
@@ -422,6 +424,8 @@ class Supervisor(Service):
             self._pair(process, b"mailboxes", lambda fd: self.ask_lspawn(b"logins", [fd]))
             for server in (one for name in LOGGING_IN for one in self._of(name)):
                 self._pair(server, b"logins", lambda fd: process.tell(b"logins", (fd,)))
+        elif kind in ASKING:
+            self._pair(process, b"recipients", lambda fd: self.ask_lspawn(b"recipients", [fd]))
         elif kind in LOGGING_IN:
             for other in self._of("auth"):
                 self._pair(process, b"logins", lambda fd, other=other: other.tell(b"logins", (fd,)))  # type: ignore[misc]

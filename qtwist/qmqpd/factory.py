@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from qtwist.interfaces import IQueueEntrance
 from qtwist.mail.envelope import Origin
 from qtwist.policy.relay import Networks
+from qtwist.policy.tcprules import Gate
 from qtwist.policy.watched import Watched
 from qtwist.qmqpd.protocol import QMQPProtocol
 from qtwist.serving import DrainingFactory
@@ -68,6 +69,7 @@ class QMQPFactory(DrainingFactory[QMQPProtocol]):
         self.clock = clock
         self.now = now
         self.refused = 0
+        self._gate = Gate(control, "qmqp")
         self.settings: Watched[Settings] = Watched(control, FILES, lambda: read_settings(control))
 
     @property
@@ -75,7 +77,9 @@ class QMQPFactory(DrainingFactory[QMQPProtocol]):
         """What the queue is told of a message's origin; made when it is needed, for privileges may be shed after us."""
         return Origin.network(os.getuid())
 
-    def buildProtocol(self, addr: IAddress | None) -> QMQPProtocol:  # type: ignore[override]
+    def buildProtocol(self, addr: IAddress | None) -> QMQPProtocol | None:  # type: ignore[override]
+        if not self._gate.admits(addr):
+            return None
         connection = self.protocol()
         connection.factory = self
         return connection

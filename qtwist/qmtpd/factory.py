@@ -44,6 +44,7 @@ def read_settings(control: Control) -> Settings:
 class QMTPFactory(PolicyFactory[QMTPProtocol]):
     """Makes the connections of a QMTP port. The policies are those of SMTP, but for `helo`, which never comes."""
 
+    service = "qmtp"
     protocol: Callable[[], QMTPProtocol] = QMTPProtocol  # type: ignore[assignment]  # narrower than Factory has it
 
     def __init__(

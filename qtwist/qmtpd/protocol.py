@@ -98,6 +98,7 @@ class QMTPProtocol(PolicyConnection):
         self._pump()
 
     def dataReceived(self, data: bytes) -> None:
+        self.hear(data)
         if not self._leaving:
             self._engine.receive(data)
             self._pump()
@@ -261,6 +262,7 @@ class QMTPProtocol(PolicyConnection):
             log.info(
                 "{id}: accepted message {number} qp {qp} from <{sender}>, {recipients} recipients, {size} octets",
                 id=session.id,
+                ip=session.remote_ip,
                 number=accepted.number,
                 qp=accepted.qp,
                 sender=show(envelope.sender),
@@ -304,13 +306,7 @@ class QMTPProtocol(PolicyConnection):
 
     def _refused(self, step: str, reply: Reply) -> bytes:
         """A policy's refusal as an answer; 421 also ends the connection, as it does in SMTP."""
-        log.info(
-            "{id}: {step} answered {code} {text}",
-            id=self.session.id,
-            step=step,
-            code=reply.code,
-            text=show(reply.text),
-        )
+        self.tell_refusal(step, reply)
         if reply.code == 421:
             self._engine.end()
         return (b"D" if reply.code >= 500 else b"Z") + reply.text.replace(b"\0", b"")

@@ -91,6 +91,7 @@ class SMTPProtocol(PolicyConnection):
         self._pump()
 
     def dataReceived(self, data: bytes) -> None:
+        self.hear(data)
         self._last = self.factory.clock.seconds()
         self._engine.receive(data)
         self._pump()
@@ -138,13 +139,7 @@ class SMTPProtocol(PolicyConnection):
     # Answers
 
     def _refuse(self, step: str, reply: Reply) -> None:
-        log.info(
-            "{id}: {step} answered {code} {text}",
-            id=self.session.id,
-            step=step,
-            code=reply.code,
-            text=show(reply.text),
-        )
+        self.tell_refusal(step, reply)
         self._engine.reply(reply)
 
     def _answer(self, step: str, opinion: Opinion) -> bool:
@@ -245,6 +240,7 @@ class SMTPProtocol(PolicyConnection):
             log.info(
                 "{id}: accepted message {number} qp {qp} from <{sender}>, {recipients} recipients, {size} octets",
                 id=session.id,
+                ip=session.remote_ip,
                 number=accepted.number,
                 qp=accepted.qp,
                 sender=show(envelope.sender),
@@ -276,11 +272,11 @@ class SMTPProtocol(PolicyConnection):
         """The message has its answer; the transaction is over."""
         self._abort()
         self._header = None
-        self.session.forget_transaction()
         if reply.positive:
             self._engine.reply(reply)
         else:
             self._refuse("message", reply)
+        self.session.forget_transaction()
         if self.factory.draining:
             self._engine.end(CLOSING)
 

@@ -1,0 +1,124 @@
+"""How many connections one client, and one network, may have at once and begin in a minute.
+
+The variables are those of the limits patch for tcpserver: MAXCONNIP and MAXCONNC in a rule of control/tcp.smtp override
+control/maxconnip and control/maxconnc for a client. Each of several processes that serve a port allows its share.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import attrs
+
+from qtwist.mail.networks import network_of
+from qtwist.policy.base import Opinion, Policy, refuse
+from qtwist.policy.connection import leading_number
+from qtwist.policy.session import Session
+from qtwist.policy.surroundings import Surroundings
+from qtwist.policy.watched import Watched
+
+FILES = ("maxconnip", "maxconnc", "connrateip", "connratec")
+
+#: Seconds over which connections that begin are counted.
+WINDOW = 60.0
+#: Of how many clients and networks it is remembered when they came; the ones not seen for longest are forgotten.
+MOST_REMEMBERED = 20_000
+
+_LOOPBACK = ("127.", "::1")
+
+
+@attrs.frozen
+class _Limits:
+    """0 is no limit."""
+
+    at_once: dict[str, int]
+    in_window: dict[str, int]
+
+
+class Rate:
+    """Counts what happens to each of many keys in a sliding window: the last window counts by the part of it that is
+    still within reach. Pure: the time is an argument."""
+
+    def __init__(self, window: float = WINDOW, most: int = MOST_REMEMBERED) -> None:
+        self._window = window
+        self._most = most
+        self._counts: OrderedDict[str, tuple[int, int, int]] = OrderedDict()  # window, in it, in the one before
+
+    def add(self, key: str, now: float) -> float:
+        """Count one; how many there were lately, this one included."""
+        number, into = divmod(now, self._window)
+        current = int(number)
+        window, count, before = self._counts.get(key, (current, 0, 0))
+        if window != current:
+            count, before = 0, count if window == current - 1 else 0
+        count += 1
+        self._counts[key] = (current, count, before)
+        self._counts.move_to_end(key)
+        if len(self._counts) > self._most:
+            self._counts.popitem(last=False)
+        return count + before * (1 - into / self._window)
+
+
+class ClientLimits(Policy):
+    """Sends away clients that have too many connections, or come too often: 421, which is temporary.
+
+    A network is an IPv4 /24 or an IPv6 /64. Clients that may relay are not limited, nor is this host itself, unless a
+    variable says so.
+    """
+
+    name = "limits"
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        control = surroundings.control
+        self._surroundings = surroundings
+        self._limits = Watched(
+            control,
+            FILES,
+            lambda: _Limits(
+                {"ip": control.integer("maxconnip"), "c": control.integer("maxconnc")},
+                {"ip": control.integer("connrateip"), "c": control.integer("connratec")},
+            ),
+        )
+        self._here: dict[str, int] = {}
+        self._rate = Rate()
+
+    def connect(self, session: Session) -> Opinion:
+        if not session.remote_ip:
+            return None
+        limits = self._limits.get()
+        known = session.environment
+        exempt = session.may_relay or session.remote_ip.startswith(_LOOPBACK)
+        keys = {"ip": session.remote_ip, "c": network_of(session.remote_ip)}
+        refusal: Opinion = None
+        for kind, key in keys.items():
+            variable = known.get(b"MAXCONN" + kind.upper().encode())
+            most = leading_number(variable) if variable is not None else 0 if exempt else limits.at_once[kind]
+            there = self._here.get(key, 0)
+            if most and there >= self._share(most):
+                file = "MAXCONN" + kind.upper() if variable is not None else f"control/maxconn{kind}"
+                refusal = refusal or _refusal(known, f"{key} has {there} connections here ({file} is {most})")
+            often = 0 if exempt else limits.in_window[kind]
+            if often and self._rate.add(key, self._surroundings.clock.seconds()) > self._share(often):
+                refusal = refusal or _refusal(known, f"{key} comes too often (control/connrate{kind} is {often})")
+        if refusal is None:
+            for key in keys.values():
+                self._here[key] = self._here.get(key, 0) + 1
+            session.notes[self] = tuple(keys.values())
+        return refusal
+
+    def end(self, session: Session) -> None:
+        for key in session.notes.pop(self, ()):  # type: ignore[attr-defined]
+            left = self._here[key] - 1
+            if left:
+                self._here[key] = left
+            else:
+                del self._here[key]
+
+    def _share(self, limit: int) -> int:
+        """What this process allows of it: rounded up, so that every limit lets somebody in."""
+        return -(-limit // self._surroundings.share())
+
+
+def _refusal(environment: dict[bytes, bytes], reason: str) -> Opinion:
+    text = environment.get(b"DIEMSG") or b"too many connections from you, try again later"
+    return refuse(421, text + b" (#4.7.0)", reason)
