@@ -15,6 +15,9 @@ _LEAST_MEMORY = 64_000_000  # a role that has nothing to do has some 36 million
 #: What can be served; the first word of a line of control/listen.
 ROLES = ("smtp", "submission", "smtps", "qmtp", "qmqp", "pop3", "pop3s")
 
+#: The roles among them whose connections are encrypted from the start.
+IMPLICIT_TLS = ("smtps", "pop3s")
+
 Check = Callable[[bytes], "str | None"]
 
 _NUMBER = re.compile(rb"([0-9]{1,18})(?:[ \t].*)?")
@@ -186,6 +189,11 @@ def command(line: bytes) -> str | None:
 def delivery(text: bytes) -> str | None:
     """The whole of defaultdelivery: without a line in it, mail would vanish."""
     return None if text.strip() else "at least one line as in a .qmail file, such as ./Maildir/"
+
+
+def ciphers(line: bytes) -> str | None:
+    """tlsserverciphers: whether OpenSSL knows them shows when they are used."""
+    return None if re.fullmatch(rb"[A-Za-z0-9_!+@=:, -]*", line) else "a list of ciphers such as ECDHE+AESGCM:ECDHE+AES"
 
 
 def _is_ip(text: bytes) -> bool:

@@ -13,6 +13,12 @@ LIST = "list"
 COLON_LIST = "colon list"
 TEXT = "text"
 CDB_FILE = "cdb"
+PEM_FILE = "pem"
+
+#: What control/ may hold beside files.
+DIRECTORIES = {
+    "servercerts": "NAME/servercert.pem: the certificates for clients that ask for NAME ([TLS](tls.md))",
+}
 
 
 @attrs.frozen
@@ -40,6 +46,7 @@ _SMTPD = ("qmail-smtpd",)
 _QMQPD = ("qmail-qmqpd",)
 _REMOTE = ("qmail-remote",)
 _INJECT = ("qmail-inject",)
+_TLS = ("qmail-smtpd", "qmail-pop3d")
 _LOGIN = ("qmail-popup",)
 _POP3 = ("qmail-popup", "qmail-pop3d")
 
@@ -75,6 +82,16 @@ _TABLE = (
         "connection",
         "program that [checks passwords](users.md) in place of users/credentials",
         check=checks.command,
+    ),
+    ControlFile(
+        "clientca.pem",
+        PEM_FILE,
+        _SMTPD,
+        "connection",
+        "the authorities that vouch for the clients of [tlsclients](tls.md)",
+    ),
+    ControlFile(
+        "clientcrl.pem", PEM_FILE, _SMTPD, "connection", "which of their certificates these authorities have revoked"
     ),
     ControlFile(
         "concurrencyincoming",
@@ -263,6 +280,13 @@ _TABLE = (
         check=checks.network,
     ),
     ControlFile(
+        "servercert.pem",
+        PEM_FILE,
+        _TLS,
+        "connection",
+        "our certificate, its chain and its private key; there is [TLS](tls.md) with it",
+    ),
+    ControlFile(
         "smtpdworkers",
         INTEGER,
         ("twistd qtwist",),
@@ -337,6 +361,22 @@ _TABLE = (
         "seconds to wait for an SMTP client",
         1200,
         check=checks.number(0),
+    ),
+    ControlFile(
+        "tlsclients",
+        LIST,
+        _SMTPD,
+        "connection",
+        "mail addresses in certificates of clients that may send to anywhere",
+        check=checks.sender,
+    ),
+    ControlFile(
+        "tlsserverciphers",
+        LINE,
+        _TLS,
+        "connection",
+        "ciphers for TLS 1.2, as `openssl ciphers` takes them, in place of ours",
+        check=checks.ciphers,
     ),
     ControlFile(
         "virtualdomains",

@@ -44,8 +44,8 @@ from qtwist.send.bounces import BounceSettings
 from qtwist.send.manager import SendSettings
 from qtwist.smtpd.factory import SMTPFactory
 
-#: The roles of control/listen that this version serves, and the method of :class:`Home` that makes each.
-SERVED = {"smtp": "smtpd", "qmtp": "qmtpd", "qmqp": "qmqpd", "pop3": "pop3d"}
+#: The roles of control/listen that this version serves, and the method of :class:`Home` that makes the server of each.
+SERVED = {"smtp": "smtpd", "smtps": "smtpd", "qmtp": "qmtpd", "qmqp": "qmqpd", "pop3": "pop3d", "pop3s": "pop3d"}
 
 
 class Home:
@@ -107,6 +107,10 @@ class Home:
                     f"the role {listener.role!r}",
                     f"one that this version serves: {', '.join(SERVED)}",
                 )
+            certificate = self.control.path("servercert.pem")
+            if listener.implicit_tls and not os.path.exists(certificate):
+                expected = f"a certificate, for {listener.role} in control/listen, line {listener.line}"
+                raise ControlError(certificate, None, "nothing", expected)
         self.send_settings()
         self.check_queue()
         self.check_lock()
@@ -137,30 +141,30 @@ class Home:
     def smtpd(
         self, policies: Sequence[Policy] = (), factory: Callable[..., SMTPFactory] = SMTPFactory
     ) -> ServerService:
-        """The service that listens on all ``smtp`` lines of control/listen.
+        """The service that listens on all ``smtp`` and ``smtps`` lines of control/listen.
 
         `policies` are asked before those of control/policies and the standard ones. `factory` is called like
         :class:`~qtwist.smtpd.factory.SMTPFactory`, of which it may be a subclass.
         """
         made = factory(self.control, self.queue, policies, clock=self.reactor)
-        return ServerService(self, made, self._listeners("smtp"))
+        return ServerService(self, made, self.listeners("smtpd"))
 
     def qmtpd(
         self, policies: Sequence[Policy] = (), factory: Callable[..., QMTPFactory] = QMTPFactory
     ) -> ServerService:
         """The service that listens on all ``qmtp`` lines of control/listen; policies as for :meth:`smtpd`."""
         made = factory(self.control, self.queue, policies, clock=self.reactor)
-        return ServerService(self, made, self._listeners("qmtp"))
+        return ServerService(self, made, self.listeners("qmtpd"))
 
     def qmqpd(self, factory: Callable[..., QMQPFactory] = QMQPFactory) -> ServerService:
         """The service that listens on all ``qmqp`` lines of control/listen, for the clients of control/qmqpclients."""
         made = factory(self.control, self.queue, clock=self.reactor)
-        return ServerService(self, made, self._listeners("qmqp"))
+        return ServerService(self, made, self.listeners("qmqpd"))
 
     def pop3d(self, factory: Callable[..., POP3Factory] = POP3Factory) -> ServerService:
-        """The service that listens on all ``pop3`` lines of control/listen."""
+        """The service that listens on all ``pop3`` and ``pop3s`` lines of control/listen."""
         made = factory(self.control, self.authenticator, clock=self.reactor)
-        return ServerService(self, made, self._listeners("pop3"), queueing=False)
+        return ServerService(self, made, self.listeners("pop3d"), queueing=False)
 
     def send(self, local: ISpawner | None = None, remote: ISpawner | None = None) -> SendService:
         """The service that delivers what is in the queue; spawners that are given take the place of our own."""
@@ -189,19 +193,19 @@ class Home:
         return services
 
     def servers(self) -> list[ServerService]:
-        """A service for each role that control/listen names."""
-        wanted = {listener.role for listener in self.control.listeners()}
-        return [self.server(role) for role in SERVED if role in wanted]
+        """All services for what control/listen names."""
+        return [self.server(name) for name in dict.fromkeys(SERVED.values()) if self.listeners(name)]
 
-    def server(self, role: str) -> ServerService:
-        """The service of a role of control/listen."""
-        service: ServerService = getattr(self, SERVED[role])()
+    def server(self, name: str) -> ServerService:
+        """The service of this name: smtpd, qmtpd …"""
+        service: ServerService = getattr(self, name)()
         return service
 
-    # What the services below share.
+    def listeners(self, name: str) -> list[Listener]:
+        """The lines of control/listen that the service of this name serves."""
+        return [listener for listener in self.control.listeners() if SERVED.get(listener.role) == name]
 
-    def _listeners(self, role: str) -> list[Listener]:
-        return [listener for listener in self.control.listeners() if listener.role == role]
+    # What the services below share.
 
     def use_queue(self) -> None:
         """Start the queue's threads, for the first of its users."""

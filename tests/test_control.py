@@ -21,6 +21,8 @@ TABLE = {
     "badmailfrom": ("list", None, False),
     "bouncefrom": ("line", b"MAILER-DAEMON", False),
     "bouncehost": ("line", b"bouncehost", True),
+    "clientca.pem": ("pem", None, False),
+    "clientcrl.pem": ("pem", None, False),
     "concurrencylocal": ("int", 10, False),
     "concurrencyremote": ("int", 20, False),
     "confine": ("int", 1, False),
@@ -67,6 +69,9 @@ TABLE = {
     "timeoutpop3d": ("int", 1200, False),
     "timeoutlocal": ("int", 3600, False),
     "softlimit": ("colon list", None, False),
+    "servercert.pem": ("pem", None, False),
+    "tlsclients": ("list", None, False),
+    "tlsserverciphers": ("line", None, False),
 }
 
 
@@ -122,7 +127,7 @@ class TableTests(ControlTestCase):
                     self.assertEqual(self.control.integer(name), value, name)
                 elif kind == "text":
                     self.assertEqual(self.control.text(name), value, name)
-                elif kind != "cdb":
+                elif kind not in ("cdb", "pem"):
                     self.assertEqual(self.control.list(name), None if value is None else [value], name)
 
     def test_wrong_use(self) -> None:

@@ -168,8 +168,8 @@ class CheckTests(HomeCase):
         self.refused(ControlError, "control/databytes, line 1: found 'lots', expected a number")
 
     def test_role_that_is_not_served(self) -> None:
-        self.control("listen", "smtp tcp:0\npop3s tcp:0\n")
-        self.refused(ControlError, "listen, line 2: found the role 'pop3s'")
+        self.control("listen", "smtp tcp:0\nsubmission tcp:0\n")
+        self.refused(ControlError, "listen, line 2: found the role 'submission'")
 
     def test_no_name(self) -> None:
         os.unlink(os.path.join(self.path, "control", "me"))

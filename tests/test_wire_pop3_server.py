@@ -223,7 +223,7 @@ class Authorization(Case):
     def test_passwords_in_the_clear(self) -> None:
         """They are refused before they are sent where that can be, and not offered (issue 4 item 2)."""
         for secure in (False, True):
-            self.engine = POP3Server(TIMESTAMP, secure=secure)
+            self.engine = POP3Server(TIMESTAMP, secured=secure)
             self.mailbox = Mailbox(self.engine)
             capabilities = self.client(b"CAPA").split(b"\r\n")
             self.assertEqual(b"USER" in capabilities, secure)

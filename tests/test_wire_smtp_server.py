@@ -24,9 +24,10 @@ from qtwist.wire.smtp_server import (
     Reply,
     Reset,
     SMTPServer,
+    StartTLS,
 )
 
-QUESTIONS = (Connect, Helo, Mail, Rcpt, Data, EndOfMessage)
+QUESTIONS = (Connect, Helo, StartTLS, Mail, Rcpt, Data, EndOfMessage)
 
 
 def drive(engine: SMTPServer, answer: Callable[[Event], Reply | None] = lambda event: None) -> list[Event]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from twisted.cred.credentials import UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, ISSLTransport
+from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -27,6 +27,8 @@ from qtwist.pop3d.interfaces import (
     MaildropTrouble,
     MessageGone,
 )
+from qtwist.tls.info import TLSInfo
+from qtwist.tls.serving import TLSConnection
 from qtwist.wire import pop3_server as wire
 from qtwist.wire.pop3_server import BAD_CREDENTIALS, IN_USE, PERMANENT, TEMPORARY, POP3Server
 
@@ -39,6 +41,7 @@ CANNOT_READ = b"the configuration cannot be read"
 TOO_MANY = b"too many connections, try again later"
 CLOSING = b"the service is shutting down, try again later"
 WRONG = b"wrong name or password"
+NO_TLS = b"TLS is not available now"
 NO_LOGIN = b"logins cannot be checked now, try again later"
 NO_MAILDROP = b"there is no mailbox that can be read"
 IN_USE_TEXT = b"the mailbox is in use"
@@ -47,7 +50,7 @@ GONE = b"the message is no longer there"
 
 
 @implementer(IPushProducer)
-class POP3Protocol(Protocol):
+class POP3Protocol(TLSConnection, Protocol):
     """Feeds a :class:`POP3Server` and does what it asks.
 
     It reads no further than the client takes its answers, and a message no faster. A client that says nothing, or does
@@ -98,7 +101,6 @@ class POP3Protocol(Protocol):
             self._timeout = settings.timeout
             self._engine = engine = POP3Server(
                 factory.timestamp(settings.host),
-                secure=ISSLTransport.providedBy(transport),
                 plaintext=settings.plaintext or is_local(self._ip),
                 limits=factory.limits,
             )
@@ -115,8 +117,10 @@ class POP3Protocol(Protocol):
             else:
                 log.debug("{id}: connection from {ip}", id=self._id, ip=self._ip)
                 engine.greet()
+            engine.offer_tls = factory.certificates.usable
         self._last = factory.clock.seconds()
         self._timer = factory.clock.callLater(self._timeout, self._tick)
+        self._engine.secured = self.is_tls_from_the_start(self._id)
         self._pump()
 
     def dataReceived(self, data: bytes) -> None:
@@ -130,6 +134,7 @@ class POP3Protocol(Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self.tls_lost(reason)
         if self._waiting is not None:
             if self._may_cancel:
                 self._waiting.cancel()
@@ -164,7 +169,9 @@ class POP3Protocol(Protocol):
 
     def drain(self) -> None:
         """Leave, unless somebody has logged in: then QUIT is worth waiting for, because it deletes."""
-        if not (self._engine.in_transaction or self._engine.closed):
+        if self.handshaking:
+            self.abort()
+        elif not (self._engine.in_transaction or self._engine.closed):
             self._engine.end(CLOSING, TEMPORARY)
             if self._waiting is not None and self._may_cancel:
                 self._waiting.cancel()
@@ -179,7 +186,7 @@ class POP3Protocol(Protocol):
 
     def _pump(self) -> None:
         """Handle events until there is nothing more to do now; send what there is to say."""
-        if self._pumping:
+        if self._pumping or self.handshaking:
             return
         engine = self._engine
         self._pumping = True
@@ -202,7 +209,7 @@ class POP3Protocol(Protocol):
             self._leaving = True
             transport: Any = self.transport
             transport.unregisterProducer()
-            transport.loseConnection()
+            self.leave_tls()
 
     def _flush(self) -> None:
         data = self._engine.data_to_send()
@@ -255,13 +262,29 @@ class POP3Protocol(Protocol):
         left = self._last + self._timeout - clock.seconds()
         self._timer = None
         if left <= 0:
-            if self._waiting is None or self._leaving:
+            if self._waiting is None or self._leaving or self.handshaking:
                 log.info("{id}: timeout", id=self._id)
                 self._end = "timeout"
                 self.abort()
                 return
             left = self._timeout  # it waits for us
         self._timer = clock.callLater(left, self._tick)
+
+    # TLS
+
+    def _on_start_tls(self, event: wire.StartTLS) -> None:
+        creator = self.factory.certificates.creator()
+        if creator is None:
+            self._engine.refuse(NO_TLS, TEMPORARY)
+            return
+        self._engine.start_tls()
+        self._flush()
+        if not self._engine.closed:
+            self.start_tls(creator)
+
+    def tls_begins(self, info: TLSInfo) -> None:
+        self._last = self.factory.clock.seconds()
+        self._pump()
 
     # Logging in
 
@@ -405,6 +428,7 @@ class POP3Protocol(Protocol):
             logout()
 
     _handlers: ClassVar[dict[type, Callable[[POP3Protocol, Any], None]]] = {
+        wire.StartTLS: _on_start_tls,
         wire.Login: _on_login,
         wire.SizesWanted: _on_sizes,
         wire.UidsWanted: _on_uids,

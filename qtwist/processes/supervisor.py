@@ -61,7 +61,7 @@ class Kind:
     name: str
     account: RoleAccount
     options: tuple[str, ...] = ()
-    listening: tuple[socket.socket, ...] = ()
+    listening: tuple[tuple[bytes, socket.socket], ...] = ()  # each with the order that goes with it
 
     def table_entry(self, home: str, environ: dict[str, str]) -> dict[str, Any]:
         """As lspawn wants it."""
@@ -132,8 +132,8 @@ class Process:
         for fd in fds:
             os.close(fd)
         supervisor.starting(self)
-        for port in self.kind.listening:
-            self._connection.send(b"listen", [port.fileno()])
+        for word, port in self.kind.listening:
+            self._connection.send(word, [port.fileno()])
         self._connection.send(b"start")
         supervisor.connect(self)
 
@@ -292,15 +292,16 @@ class Supervisor(Service):
         server = accounts["qmaild"]
         kinds = [(Kind("send", accounts["qmailq"], (str(server.uid),)), 1), (Kind("rspawn", accounts["qmailr"]), 1)]
         workers = home.control.integer("smtpdworkers") or len(os.sched_getaffinity(0))
-        for role, name in SERVED.items():
-            listeners = [listener for listener in home.control.listeners() if listener.role == role]
+        for name in dict.fromkeys(SERVED.values()):
+            listeners = home.listeners(name)
             if listeners:
-                number = workers if role == "smtp" else 1
+                number = workers if name == "smtpd" else 1
                 ports = [open_port(home, listener, _NobodyFactory()) for listener in listeners]
                 for port in ports:
                     port.stopReading()  # type: ignore[attr-defined]  # the clients are for the workers
-                sockets = tuple(port.socket for port in ports)  # type: ignore[attr-defined]
-                kinds.append((Kind(name, server, (str(number),), sockets), number))
+                words = [b"listen-tls" if listener.implicit_tls else b"listen" for listener in listeners]
+                sockets = [port.socket for port in ports]  # type: ignore[attr-defined]
+                kinds.append((Kind(name, server, (str(number),), tuple(zip(words, sockets, strict=True))), number))
         if any(kind.name in LOGGING_IN for kind, _ in kinds):
             kinds.insert(0, (Kind("auth", accounts["qmailp"]), 1))
         return kinds

@@ -1,9 +1,11 @@
-"""The server's side of POP3 as a state machine without I/O (spec/qmail.md §2.10, §18; RFC 1939, 2449, 3206, 5034).
+"""The server's side of POP3 as a state machine without I/O (spec/qmail.md §2.10, §18; RFC 1939, 2449, 2595, 3206,
+5034).
 
 Bytes go in by :meth:`POP3Server.receive`, events come out of :meth:`POP3Server.next_event`, bytes for the client out of
-:meth:`POP3Server.data_to_send`. Login, SizesWanted, UidsWanted, Retrieve and Finish are questions: after one of them
-the machine looks at no further input until it is answered, so that answers are in order under pipelining, however late
-one of them comes. Everything else it answers itself; it keeps the marks of DELE, too: they end with the session.
+:meth:`POP3Server.data_to_send`. StartTLS, Login, SizesWanted, UidsWanted, Retrieve and Finish are questions: after one
+of them the machine looks at no further input until it is answered, so that answers are in order under pipelining,
+however late one of them comes. Everything else it answers itself; it keeps the marks of DELE, too: they end with the
+session.
 
 The invariant: any bytes are parsed or answered with -ERR; nothing else happens.
 
@@ -38,6 +40,11 @@ class Limits:
 
     logins: int = 5
     errors: int = 50
+
+
+@attrs.frozen
+class StartTLS:
+    """A question: does TLS begin? Answered by :meth:`POP3Server.start_tls` or refuse."""
 
 
 @attrs.frozen
@@ -92,7 +99,7 @@ class Quit:
     """QUIT was given before a login, and is already answered."""
 
 
-Event = Login | SizesWanted | UidsWanted | Retrieve | Listing | Finish | Quit
+Event = StartTLS | Login | SizesWanted | UidsWanted | Retrieve | Listing | Finish | Quit
 
 _CAPABILITIES = (
     b"TOP",
@@ -105,21 +112,24 @@ _CAPABILITIES = (
     b"IMPLEMENTATION qtwist",
 )
 
+_PIPELINED = b"nothing may follow STLS before TLS has begun"
 _DELETED, _RETRIEVED = 1, 2
 
 
 class POP3Server:
     """One connection.
 
-    `timestamp` is what APOP is computed with, angle brackets included (RFC 1939 §7); it ends the greeting. `secure`
-    says whether the channel is encrypted, `plaintext` whether passwords may be sent in the clear where it is not.
+    `timestamp` is what APOP is computed with, angle brackets included (RFC 1939 §7); it ends the greeting. `secured`
+    says whether the connection is encrypted: from the start, or since a StartTLS was answered; `plaintext` whether
+    passwords may be sent in the clear where it is not; `offer_tls` whether STLS may be given.
     """
 
     def __init__(
-        self, timestamp: bytes, *, secure: bool = False, plaintext: bool = False, limits: Limits | None = None
+        self, timestamp: bytes, *, secured: bool = False, plaintext: bool = False, limits: Limits | None = None
     ) -> None:
         self.timestamp = timestamp
-        self.secure = secure
+        self.secured = secured
+        self.offer_tls = False
         self.closed = False
         self.utf8 = False
         self._plaintext = plaintext
@@ -169,7 +179,7 @@ class POP3Server:
     @property
     def may_use_plaintext(self) -> bool:
         """Whether passwords may be sent over this channel as they are."""
-        return self.secure or self._plaintext
+        return self.secured or self._plaintext
 
     def data_to_send(self) -> bytes:
         """What to send to the client now; empty when there is nothing."""
@@ -207,6 +217,19 @@ class POP3Server:
     def greet(self) -> None:
         """Say that the client is welcome (spec §18.1)."""
         self._ok(self.timestamp)
+
+    def start_tls(self) -> None:
+        """Answer StartTLS: yes. The shell sends what there is to send and starts TLS at once; what the machine is given
+        next must have come through TLS, and what the client has said so far is forgotten (RFC 2595 §4)."""
+        self._answered(StartTLS)
+        if self._unread:
+            # Whoever sent it did so before TLS: a man in the middle could have (CVE-2011-0411).
+            self.end(_PIPELINED)
+            return
+        self._ok(b"begin TLS now")
+        self._username = None
+        self.utf8 = False
+        self.secured = True
 
     def logged_in(self, count: int) -> None:
         """Answer Login: the maildrop is open and has `count` messages."""
@@ -379,6 +402,8 @@ class POP3Server:
         lines = list(_CAPABILITIES)
         if self.may_use_plaintext:
             lines += [b"USER", b"SASL " + b" ".join(sasl.MECHANISMS)]
+        if self.offer_tls and not self.secured:
+            lines.append(b"STLS")
         self._ok()
         self._output.append(b"".join(line + b"\r\n" for line in lines) + b".\r\n")
 
@@ -386,6 +411,20 @@ class POP3Server:
         self._ok()
 
     # AUTHORIZATION (RFC 1939 §4)
+
+    def _stls(self, argument: bytes) -> Event | None:
+        """RFC 2595 §4: before a login only, and nothing behind it until TLS has begun."""
+        if self.secured:
+            self._error(b"TLS has begun already")
+        elif not self.offer_tls:
+            self._error(b"no such command")
+        elif argument:
+            self._error(b"STLS has no argument")
+        elif self._unread:
+            self.end(_PIPELINED)
+        else:
+            return self._ask(StartTLS())
+        return None
 
     def _plaintext_refused(self) -> bool:
         if self.may_use_plaintext:
@@ -592,6 +631,7 @@ _BEFORE_LOGIN: dict[bytes, _Command] = {
     b"PASS": POP3Server._pass,
     b"APOP": POP3Server._apop,
     b"AUTH": POP3Server._auth,
+    b"STLS": POP3Server._stls,
     b"UTF8": POP3Server._utf8,
     b"CAPA": POP3Server._capa,
     b"NOOP": POP3Server._noop,

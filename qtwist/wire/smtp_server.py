@@ -1,9 +1,10 @@
-"""The server's side of SMTP as a state machine without I/O (spec/qmail.md §2.10, §16; RFC 5321, 1870, 2920, 6152).
+"""The server's side of SMTP as a state machine without I/O (spec/qmail.md §2.10, §16; RFC 5321, 1870, 2920, 3207,
+6152).
 
 Bytes go in by :meth:`SMTPServer.receive`, events come out of :meth:`SMTPServer.next_event`, bytes for the client out of
-:meth:`SMTPServer.data_to_send`. Connect, Helo, Mail, Rcpt, Data and EndOfMessage are questions: after one of them the
-machine looks at no further input until :meth:`~SMTPServer.accept` or :meth:`~SMTPServer.reply` has answered it. So
-answers are in order under pipelining, however late one of them comes. Everything else it answers itself.
+:meth:`SMTPServer.data_to_send`. Connect, Helo, StartTLS, Mail, Rcpt, Data and EndOfMessage are questions: after one of
+them the machine looks at no further input until :meth:`~SMTPServer.accept` or :meth:`~SMTPServer.reply` has answered
+it. So answers are in order under pipelining, however late one of them comes. Everything else it answers itself.
 
 The invariant: any bytes are parsed or answered with an error reply; nothing else happens.
 
@@ -78,6 +79,13 @@ class Helo:
 
 
 @attrs.frozen
+class StartTLS:
+    """A question: does TLS begin? Yes (:meth:`SMTPServer.accept`) is answered 220; then the shell sends what there is
+    to send and starts TLS at once: the machine has forgotten greeting and transaction, and what it is given next
+    must have come through TLS (RFC 3207 §4.2)."""
+
+
+@attrs.frozen
 class Mail:
     """A question: a transaction begins. `params` maps upper-case ESMTP keywords to their values."""
 
@@ -127,11 +135,12 @@ class Quit:
     """The client gave QUIT, which is already answered."""
 
 
-Event = Connect | Helo | Mail | Rcpt | Reset | Data | Chunk | EndOfMessage | Quit
+Event = Connect | Helo | StartTLS | Mail | Rcpt | Reset | Data | Chunk | EndOfMessage | Quit
 
 _BARE = Reply(554, b"bare LF, bare CR or NUL in the message: line ends are CRLF (RFC 5321 section 2.3.8) (#5.6.0)")
 _HOPS = Reply(554, b"this message has passed through too many hosts, it is looping (#5.4.6)")
 _TOO_BIG = Reply(552, b"the message is larger than this server takes (#5.3.4)")
+_PIPELINED = Reply(554, b"nothing may follow STARTTLS before TLS has begun (RFC 3207 section 4) (#5.5.1)")
 _TOO_MANY = Reply(421, b"too many errors, closing the connection (#4.7.0)")
 
 
@@ -140,7 +149,8 @@ class SMTPServer:
 
     `greeting` is the host name (and more) of control/smtpgreeting. `rewrite` is applied to every address that was
     parsed (localiphost, spec §16.3). `bare` goes to :class:`BodyDecoder`. `databytes`, the most octets that a message
-    may have (0: any number), can be set until the connection is accepted and afterwards.
+    may have (0: any number), can be set until the connection is accepted and afterwards. `offer_tls` says that STARTTLS
+    may be given, `secured` that the connection is encrypted: from the start, or since a StartTLS was accepted.
 
     HELO is not demanded, a second MAIL begins anew, a command may end in a bare LF: all as in qmail (§16.1, §2.10).
     That leniency cannot be used for smuggling, because a body that holds a bare LF never comes to its end in peace.
@@ -155,6 +165,8 @@ class SMTPServer:
         bare: str = "refuse",
     ) -> None:
         self.databytes = 0
+        self.offer_tls = False
+        self.secured = False
         self.closed = False
         self._greeting = greeting
         self._limits = limits or Limits()
@@ -225,6 +237,9 @@ class SMTPServer:
             self.reply(Reply(220, b"%s ESMTP" % self._greeting))
         elif isinstance(question, Helo):
             self.reply(Reply(250, self._capabilities() if question.extended else self._greeting))
+        elif isinstance(question, StartTLS):
+            self._answered()
+            self._start_tls()
         elif isinstance(question, Data):
             self._answered()
             self._send(Reply(354, b"go ahead"))
@@ -237,11 +252,11 @@ class SMTPServer:
     def reply(self, reply: Reply) -> None:
         """Answer the open question. A code 421 ends the connection, as do a refused Connect and a broken body.
 
-        Data is answered positively by :meth:`accept` only: ValueError else.
+        Data and StartTLS are answered positively by :meth:`accept` only: ValueError else.
         """
         question = self._answered()
-        if isinstance(question, Data) and reply.positive:
-            raise ValueError("a positive answer to DATA is 354, given by accept()")
+        if isinstance(question, (Data, StartTLS)) and reply.positive:
+            raise ValueError("a positive answer to DATA or STARTTLS is given by accept()")
         broken = False
         if isinstance(question, EndOfMessage):
             broken = self._body is not None and self._body.refused
@@ -299,7 +314,19 @@ class SMTPServer:
 
     def _capabilities(self) -> bytes:
         size = b"SIZE %d" % self.databytes if self.databytes else b"SIZE"
-        return b"\n".join((self._greeting, b"PIPELINING", b"8BITMIME", size))
+        lines = [self._greeting, b"PIPELINING", b"8BITMIME", size]
+        if self.offer_tls and not self.secured:
+            lines.append(b"STARTTLS")
+        return b"\n".join(lines)
+
+    def _start_tls(self) -> None:
+        if self._unread:
+            # Whoever sent it did so before TLS: a man in the middle could have (CVE-2011-0411).
+            self.end(_PIPELINED)
+            return
+        self._send(Reply(220, b"ready to start TLS"))
+        self._forget()
+        self.secured = True
 
     def _gather(self) -> None:
         """Bring all that has arrived into _input."""
@@ -380,6 +407,20 @@ class SMTPServer:
 
     def _ehlo(self, name: bytes) -> Event | None:
         return self._helo(name, extended=True)
+
+    def _starttls(self, argument: bytes) -> Event | None:
+        """RFC 3207 §4: no parameters, and nothing behind it until TLS has begun."""
+        if self.secured:
+            self._error(503, b"TLS has begun already (#5.5.1)")
+        elif not self.offer_tls:
+            self._error(502, b"unimplemented (#5.5.1)")
+        elif argument:
+            self._error(501, b"STARTTLS has no parameters (#5.5.4)")
+        elif self._unread:
+            self.end(_PIPELINED)
+        else:
+            return self._ask(StartTLS())
+        return None
 
     def _mail(self, argument: bytes) -> Event | None:
         parsed = self._parse(argument)
@@ -485,6 +526,7 @@ class SMTPServer:
 _COMMANDS: dict[bytes, Callable[[SMTPServer, bytes], Event | None]] = {
     b"HELO": SMTPServer._helo,
     b"EHLO": SMTPServer._ehlo,
+    b"STARTTLS": SMTPServer._starttls,
     b"MAIL": SMTPServer._mail,
     b"RCPT": SMTPServer._rcpt,
     b"DATA": SMTPServer._data,
