@@ -191,6 +191,11 @@ def delivery(text: bytes) -> str | None:
     return None if text.strip() else "at least one line as in a .qmail file, such as ./Maildir/"
 
 
+def mail_address(line: bytes) -> str | None:
+    """A line of tlsclients."""
+    return None if re.fullmatch(rb"[^\x00-\x20\x7f]+@[^\x00-\x20@\x7f]+", line) else "a mail address"
+
+
 def ciphers(line: bytes) -> str | None:
     """tlsserverciphers: whether OpenSSL knows them shows when they are used."""
     return None if re.fullmatch(rb"[A-Za-z0-9_!+@=:, -]*", line) else "a list of ciphers such as ECDHE+AESGCM:ECDHE+AES"

@@ -368,7 +368,7 @@ _TABLE = (
         _SMTPD,
         "connection",
         "mail addresses in certificates of clients that may send to anywhere",
-        check=checks.sender,
+        check=checks.mail_address,
     ),
     ControlFile(
         "tlsserverciphers",

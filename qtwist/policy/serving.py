@@ -17,6 +17,7 @@ from qtwist.policy.loader import load_policies
 from qtwist.policy.rcpthosts import RcptHosts
 from qtwist.policy.relay import RelayClients
 from qtwist.policy.session import Session
+from qtwist.policy.tlsclients import TLSClients
 from qtwist.serving import C, DrainingFactory
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class PolicyFactory(DrainingFactory[C]):
         control = self.control
         return [
             RelayClients(control),
+            TLSClients(control),
             *policies,
             *load_policies(control),
             BadMailFrom(control),

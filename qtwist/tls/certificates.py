@@ -25,7 +25,7 @@ from qtwist.control_reading import unreadable
 from qtwist.tls.contexts import (
     SERVER_CIPHERS,
     Authorities,
-    Handshake,
+    ServerConnection,
     read_authorities,
     read_identity,
     server_context,
@@ -127,6 +127,10 @@ class Certificates:
         ciphers_path = self._control.path("tlsserverciphers")
         context = server_context(identity, path, terms.ciphers, ciphers_path, terms.authorities)
         context.set_tlsext_servername_callback(self._choose)
+        if os.stat(path).st_mode & 0o004:
+            _log.warn(
+                "{path}: everybody may read the private key; mode 640 with the server's group would do", path=path
+            )
         until = identity.certificate.not_valid_after_utc
         if until.timestamp() < self._now():
             _log.warn(
@@ -178,9 +182,7 @@ class Creator:
         self._context = context
 
     def serverConnectionForTLS(self, tlsProtocol: object) -> SSL.Connection:
-        connection = SSL.Connection(self._context, None)
-        connection.set_app_data(Handshake(self._context))
-        return connection
+        return ServerConnection(self._context)
 
 
 def _stamp(path: str) -> tuple[int, ...] | None:

@@ -140,24 +140,26 @@ def server_context(
     return context
 
 
-@attrs.define
-class Handshake:
-    """What is kept with a server's SSL.Connection, as its application data.
-
-    `context` is the one that it began with: OpenSSL goes on calling what belongs to it, even when another certificate
-    was chosen and the context itself is no longer in use elsewhere. `problem` is why the client's certificate is not
+class ServerConnection(SSL.Connection):
+    """A server's side of a connection that begins with `context`. `problem` is why the client's certificate is not
     believed.
+
+    The attributes are ours because Twisted uses the application data that OpenSSL offers. `first_context` is kept
+    because OpenSSL goes on calling what belongs to it, even when another certificate was chosen and the context itself
+    is no longer in use elsewhere.
     """
 
-    context: SSL.Context
-    problem: str | None = None
+    def __init__(self, context: SSL.Context) -> None:
+        super().__init__(context, None)
+        self.first_context = context
+        self.problem: str | None = None
 
 
 def _note(connection: SSL.Connection, certificate: crypto.X509, number: int, depth: int, ok: int) -> bool:
     """Verification goes on, whatever is wrong: mail must not be lost because a client shows a strange certificate."""
     if not ok:
-        handshake: Handshake = connection.get_app_data()
-        handshake.problem = f"error {number} at depth {depth}"
+        assert isinstance(connection, ServerConnection)
+        connection.problem = f"error {number} at depth {depth}"
     return True
 
 
@@ -174,8 +176,7 @@ def describe(connection: SSL.Connection) -> TLSInfo:
 
 def _client(connection: SSL.Connection) -> ClientCertificate | None:
     shown = connection.get_peer_certificate()
-    handshake: Handshake = connection.get_app_data()
-    if shown is None or not isinstance(handshake, Handshake) or handshake.problem is not None:
+    if shown is None or not isinstance(connection, ServerConnection) or connection.problem is not None:
         return None
     certificate = shown.to_cryptography()
     return ClientCertificate(

@@ -24,12 +24,15 @@ _log = Logger(namespace="qtwist.tls")
 class TLSConnection:
     """Starts TLS, waits for the end of the handshake, and says what came of it.
 
-    The protocol has `transport`, and a `factory` with `certificates` and a `clock`. While `handshaking` it must not
-    write. `implicit_tls` is set before the connection is made, on ports where TLS begins before the first word.
+    The protocol has `transport`, an engine, and a `factory` with `certificates` and a `clock`. While `handshaking` it
+    must not write. `implicit_tls` is set before the connection is made, on ports where TLS begins before the first
+    word.
     """
 
     transport: Any
     factory: Any
+    _engine: Any
+    _choked: bool
 
     implicit_tls = False
     handshaking = False
@@ -43,13 +46,13 @@ class TLSConnection:
 
     def is_tls_from_the_start(self, name: str) -> bool:
         """Whether the connection, just made, is one with TLS before the first word, which begins now; `name` is how it
-        is called in the log. Where there is no certificate, the connection is cut."""
+        is called in the log. Where there is no certificate, all is over."""
         self._tls_id = name
         if self.implicit_tls:
             creator = self.factory.certificates.creator()
             if creator is None:
-                _log.error("{id}: cut, TLS was expected but there is no certificate that can be used", id=name)
-                self.transport.abortConnection()
+                _log.error("{id}: closed, TLS was expected but there is no certificate that can be used", id=name)
+                self._engine.close()
             else:
                 self.start_tls(creator)
             return True
@@ -61,6 +64,8 @@ class TLSConnection:
     def start_tls(self, creator: Any) -> None:
         """Begin, as what was to be sent in the clear has been written. `creator` is what Certificates gave."""
         self.transport.startTLS(creator)
+        # The transport has hooked us up anew: it will not say again that it can take more.
+        self._choked = False
         self._wait_for_handshake()
 
     def _wait_for_handshake(self) -> None:

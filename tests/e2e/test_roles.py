@@ -10,11 +10,13 @@ import poplib
 import re
 import signal
 import smtplib
+import ssl
 import subprocess
 from typing import Any
 from unittest import SkipTest
 
 from tests.accounts import ROLES, accounts
+from tests.certificates import Authority
 from tests.e2e.harness import ME, PATIENCE, Daemon, DaemonCase, accepts, free_port, wait_until
 
 #: User ids of people, without accounts: users/assign knows them.
@@ -493,3 +495,35 @@ class MailboxTests(RootCase):
 
 def client_uids(client: poplib.POP3) -> list[bytes]:
     return [line.split()[1] for line in client.uidl()[1]]
+
+
+class TLSTests(RootCase):
+    """TLS is spoken by qmaild's processes, who alone may read the key."""
+
+    def test_ports_and_a_certificate(self) -> None:
+        ports = {role: free_port() for role in ("smtps", "pop3", "pop3s")}
+        listen = [f"{role} tcp:{port}:interface=127.0.0.1\n" for role, port in (("smtp", self.port), *ports.items())]
+        self.write_control("listen", "".join(listen))
+        authority = Authority()
+        self.write_control("servercert.pem", authority.certify(ME).decode())
+        certificate = os.path.join(self.home, "control", "servercert.pem")
+        os.chown(certificate, 0, self.accounts["qmaild"].pw_gid)
+        os.chmod(certificate, 0o640)
+        daemon = self.start()
+        context = ssl.create_default_context(cadata=authority.pem.decode())
+        context.check_hostname = False
+        with smtplib.SMTP("127.0.0.1", self.port, timeout=PATIENCE) as client:
+            client.starttls(context=context)
+            client.sendmail("a@b.test", [f"joe@{ME}"], "Subject: x\n\n")
+        wait_until("smtps", lambda: accepts(ports["smtps"]))
+        with smtplib.SMTP_SSL("127.0.0.1", ports["smtps"], timeout=PATIENCE, context=context) as client:
+            client.sendmail("a@b.test", [f"joe@{ME}"], "Subject: x\n\n")
+        daemon.log.wait(r"end msg", 2)
+        self.assertIn(b" with ESMTPS ", self.mail_of("joe")[1])
+        wait_until("pop3s", lambda: accepts(ports["pop3s"]))
+        poplib.POP3_SSL("127.0.0.1", ports["pop3s"], timeout=PATIENCE, context=context).quit()
+        pop3 = poplib.POP3("127.0.0.1", ports["pop3"], timeout=PATIENCE)
+        pop3.stls(context=context)
+        pop3.quit()
+        self.assertEqual(len(self.roles(daemon)["pop3d"]), 1)
+        self.assertEqual(daemon.stop(), 0)
