@@ -17,7 +17,9 @@ PEM_FILE = "pem"
 
 #: What control/ may hold beside files.
 DIRECTORIES = {
+    "notlshosts": "HOST: an empty file says that TLS is never tried with HOST",
     "servercerts": "NAME/servercert.pem: the certificates for clients that ask for NAME ([TLS](tls.md))",
+    "tlshosts": "HOST.pem: HOST must show a good certificate, by the authorities in the file",
 }
 
 
@@ -89,6 +91,9 @@ _TABLE = (
         _SMTPD,
         "connection",
         "the authorities that vouch for the clients of [tlsclients](tls.md)",
+    ),
+    ControlFile(
+        "clientcert.pem", PEM_FILE, _REMOTE, "delivery", "our certificate and private key for hosts that ask us for one"
     ),
     ControlFile(
         "clientcrl.pem", PEM_FILE, _SMTPD, "connection", "which of their certificates these authorities have revoked"
@@ -363,12 +368,29 @@ _TABLE = (
         check=checks.number(0),
     ),
     ControlFile(
+        "tlsclientciphers",
+        LINE,
+        _REMOTE,
+        "delivery",
+        "ciphers for TLS 1.2 with other hosts, as `openssl ciphers` takes them",
+        check=checks.ciphers,
+    ),
+    ControlFile(
         "tlsclients",
         LIST,
         _SMTPD,
         "connection",
         "mail addresses in certificates of clients that may send to anywhere",
         check=checks.mail_address,
+    ),
+    ControlFile(
+        "tlsmemory",
+        INTEGER,
+        _REMOTE,
+        "delivery",
+        "seconds to insist on a [certificate that was good before](tls.md); 0: never",
+        86400,
+        check=checks.number(0),
     ),
     ControlFile(
         "tlsserverciphers",

@@ -71,6 +71,9 @@ TABLE = {
     "softlimit": ("colon list", None, False),
     "servercert.pem": ("pem", None, False),
     "tlsclients": ("list", None, False),
+    "clientcert.pem": ("pem", None, False),
+    "tlsclientciphers": ("line", None, False),
+    "tlsmemory": ("int", 86400, False),
     "tlsserverciphers": ("line", None, False),
 }
 

@@ -1,4 +1,5 @@
-"""STARTTLS and STLS in the engines: nothing that was said before TLS counts after it (RFC 3207, RFC 2595 §4)."""
+"""STARTTLS and STLS in the engines of servers and of the client: nothing that was said before TLS counts after it (RFC
+3207, RFC 2595 §4)."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from qtwist.wire import pop3_server
+from qtwist.wire import pop3_server, smtp_client
 from qtwist.wire.pop3_server import POP3Server
+from qtwist.wire.smtp_client import Broken, NoTLS, Ready, Refused, SMTPClient, Stage
 from qtwist.wire.smtp_server import Connect, Helo, Reply, SMTPServer, StartTLS
 from tests.test_wire_smtp_server import Transcript
 
@@ -203,3 +205,82 @@ class POP3Tests(SynchronousTestCase):
         self.engine.receive(b"CAPA\r\n")
         self.engine.start_tls()
         self.assertTrue(self.engine.closed and not self.engine.secured)
+
+
+class ClientTests(SynchronousTestCase):
+    """The client's side: EHLO, STARTTLS where it is offered, EHLO again (RFC 3207 §4)."""
+
+    def engine(self, **how: bool) -> SMTPClient:
+        """One that has said EHLO."""
+        engine = SMTPClient(b"me.test", **(how or {"start_tls": True}))
+        self.assertEqual(engine.receive(b"220 hi\r\n"), [])
+        self.assertEqual(engine.take_output(), b"EHLO me.test\r\n")
+        return engine
+
+    def offered(self, **how: bool) -> SMTPClient:
+        """One that has been offered STARTTLS, and takes it."""
+        engine = self.engine(**how)
+        self.assertEqual(engine.receive(b"250-mx\r\n250-PIPELINING\r\n250 starttls\r\n"), [])
+        self.assertEqual(engine.take_output(), b"STARTTLS\r\n")
+        return engine
+
+    def test_a_session(self) -> None:
+        """What was offered before counts no more."""
+        engine = self.offered()
+        self.assertEqual(engine.receive(b"220 go\r\n"), [smtp_client.StartTLS()])
+        self.assertFalse(engine.idle)
+        engine.secured()
+        self.assertEqual(engine.take_output(), b"EHLO me.test\r\n")
+        self.assertEqual(engine.receive(b"250-mx\r\n250-STARTTLS\r\n250 SIZE 5\r\n"), [Ready()])
+        self.assertEqual(engine.take_output(), b"")
+        self.assertEqual(engine.extensions, {b"STARTTLS": b"", b"SIZE": b"5"})
+        self.assertRaises(RuntimeError, engine.secured)
+
+    def test_where_there_is_none(self) -> None:
+        """Not offered, refused, HELO only: the session goes on; not so when TLS is required."""
+        plain = self.engine()
+        self.assertEqual(plain.receive(b"250 mx\r\n"), [Ready()])
+        refused = self.offered()
+        self.assertEqual(refused.receive(b"454 no\r\n"), [Ready()])
+        self.assertIn(b"PIPELINING", refused.extensions)
+        helo = self.engine()
+        helo.receive(b"502 no\r\n")
+        self.assertEqual(helo.receive(b"250 mx\r\n"), [Ready()])
+
+    def test_where_it_is_required(self) -> None:
+        plain = self.engine(require_tls=True)
+        self.assertEqual(plain.receive(b"250 mx\r\n"), [NoTLS(None)])
+        refused = self.offered(require_tls=True)
+        self.assertEqual(refused.receive(b"501 no\r\n"), [NoTLS(smtp_client.Reply(501, b"501 no\n"))])
+        helo = self.engine(require_tls=True)
+        helo.receive(b"502 no\r\n")
+        helo.take_output()
+        self.assertEqual(helo.receive(b"250 mx\r\n"), [NoTLS(None)])
+        for engine in (plain, refused, helo):
+            self.assertTrue(engine.closed)
+            self.assertEqual(engine.take_output(), b"QUIT\r\n")
+
+    def test_injection(self) -> None:
+        """An answer that is there before TLS is not the server's (the other half of CVE-2011-0411)."""
+        for rest in (b"250 injected\r\n", b"2", b"\r\n"):
+            engine = self.offered()
+            self.assertEqual(engine.receive(b"220 go\r\n" + rest), [Broken(Stage.STARTTLS, False, rest)])
+            self.assertTrue(engine.closed)
+
+    def test_odd_answers(self) -> None:
+        self.assertEqual(self.offered().receive(b"250 ok\r\n"), [Broken(Stage.STARTTLS, False, b"250 ok")])
+        bye = smtp_client.Reply(421, b"421 bye\n")
+        self.assertEqual(self.offered().receive(b"421 bye\r\n"), [Refused(Stage.STARTTLS, bye)])
+        waiting, handshaking = self.offered(), self.offered()
+        handshaking.receive(b"220 go\r\n")
+        for engine in (waiting, handshaking):
+            self.assertEqual(engine.lost(), [Broken(Stage.STARTTLS, False)])
+
+    @given(st.binary(max_size=60), st.booleans())
+    def test_never_in_the_clear(self, answers: bytes, helo: bool) -> None:
+        """Whatever a server answers, an engine that requires TLS is never ready without it."""
+        engine = self.engine(require_tls=True)
+        events = engine.receive(b"502 no\r\n") if helo else engine.receive(b"250-mx\r\n250 STARTTLS\r\n")
+        events += engine.receive(answers) + engine.receive(b"\r\n220 ok\r\n250 ok\r\n")
+        self.assertNotIn(Ready(), events)
+        self.assertFalse(engine.idle)

@@ -25,7 +25,7 @@ from qtwist.control_reading import unreadable
 from qtwist.tls.contexts import (
     SERVER_CIPHERS,
     Authorities,
-    ServerConnection,
+    CheckedConnection,
     read_authorities,
     read_identity,
     server_context,
@@ -91,7 +91,7 @@ class Certificates:
             path = os.path.join(self._control.directory, "servercerts", name, "servercert.pem")
         known = self._loaded.get(name)
         try:
-            stamp = _stamp(path)
+            stamp = file_stamp(path)
         except OSError as error:
             # The number of the error is the stamp, so that it is told once.
             return self._keep(name, known, error.errno, unreadable(path, error))
@@ -152,7 +152,7 @@ class Certificates:
         control = self._control
         paths = [control.path(name) for name in ("tlsserverciphers", "clientca.pem", "clientcrl.pem", "tlsclients")]
         try:
-            stamp: Any = tuple(_stamp(path) for path in paths)
+            stamp: Any = tuple(file_stamp(path) for path in paths)
         except OSError as error:
             stamp = (error.errno, error.filename)
         if stamp == self._terms_stamp:
@@ -182,10 +182,10 @@ class Creator:
         self._context = context
 
     def serverConnectionForTLS(self, tlsProtocol: object) -> SSL.Connection:
-        return ServerConnection(self._context)
+        return CheckedConnection(self._context)
 
 
-def _stamp(path: str) -> tuple[int, ...] | None:
+def file_stamp(path: str) -> tuple[int, ...] | None:
     """What changes whenever a file, or who may read it, does; None without the file. OSError."""
     try:
         status = os.stat(path)

@@ -22,6 +22,9 @@ from qtwist.tls.info import ClientCertificate, TLSInfo
 #: TLS 1.2, as those of 1.3 are good all.
 SERVER_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:!aNULL:!eNULL"
 
+#: The other way, encryption with whatever there is is better than none.
+CLIENT_CIPHERS = b"DEFAULT:!aNULL:!eNULL"
+
 _KEY = re.compile(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL)
 
 
@@ -140,9 +143,33 @@ def server_context(
     return context
 
 
-class ServerConnection(SSL.Connection):
-    """A server's side of a connection that begins with `context`. `problem` is why the client's certificate is not
-    believed.
+def client_context(
+    authorities: str | None, ciphers: bytes, ciphers_path: str, identity_path: str | None
+) -> SSL.Context:
+    """A context for connections to other hosts, whose certificates are looked at but never end the handshake.
+
+    `authorities` is a file with those that count, or with the very certificate that is expected; None stands for those
+    of the system. `identity_path` is a file with our own certificate for those who ask for one. ControlError, with the
+    path of the file that is wrong.
+    """
+    context = base_context(SSL.TLS_CLIENT_METHOD, ciphers, ciphers_path)
+    if identity_path is not None:
+        use_identity(context, read_identity(identity_path), identity_path)
+    if authorities is None:
+        context.set_default_verify_paths()
+    else:
+        store = context.get_cert_store()
+        assert store is not None
+        for certificate in read_certificates(authorities):
+            store.add_cert(crypto.X509.from_cryptography(certificate))
+        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+    context.set_verify(SSL.VERIFY_PEER, _note)
+    return context
+
+
+class CheckedConnection(SSL.Connection):
+    """One side of a connection that begins with `context`. `problem` is why the other side's certificate is not
+    believed, as far as its authorities and its dates are concerned.
 
     The attributes are ours because Twisted uses the application data that OpenSSL offers. `first_context` is kept
     because OpenSSL goes on calling what belongs to it, even when another certificate was chosen and the context itself
@@ -156,11 +183,25 @@ class ServerConnection(SSL.Connection):
 
 
 def _note(connection: SSL.Connection, certificate: crypto.X509, number: int, depth: int, ok: int) -> bool:
-    """Verification goes on, whatever is wrong: mail must not be lost because a client shows a strange certificate."""
+    """Verification goes on, whatever is wrong: mail must not be lost because somebody shows a strange certificate."""
     if not ok:
-        assert isinstance(connection, ServerConnection)
-        connection.problem = f"error {number} at depth {depth}"
+        assert isinstance(connection, CheckedConnection)
+        connection.problem = connection.problem or _PROBLEMS.get(
+            number, f"the certificate is not good (error {number})"
+        )
     return True
+
+
+# By OpenSSL's numbers (x509_vfy.h).
+_PROBLEMS = {
+    9: "the certificate is not valid yet",
+    10: "the certificate has expired",
+    18: "the certificate is self-signed",
+    19: "the certificate comes from an unknown authority",
+    20: "the certificate comes from an unknown authority",
+    21: "the certificate comes from an unknown authority",
+    23: "the certificate was revoked",
+}
 
 
 def describe(connection: SSL.Connection) -> TLSInfo:
@@ -176,7 +217,7 @@ def describe(connection: SSL.Connection) -> TLSInfo:
 
 def _client(connection: SSL.Connection) -> ClientCertificate | None:
     shown = connection.get_peer_certificate()
-    if shown is None or not isinstance(connection, ServerConnection) or connection.problem is not None:
+    if shown is None or not isinstance(connection, CheckedConnection) or connection.problem is not None:
         return None
     certificate = shown.to_cryptography()
     return ClientCertificate(
