@@ -1,8 +1,8 @@
 """Who owns what in a home whose daemon is started as root (spec/qmail.md §1.3, §1.4).
 
 qmail parts the queue between qmailq, qmails and qmailr. Here one role works on it, so that all of it is qmailq's but
-for lock/tcpto and lock/tlsseen, which are qmailr's. :func:`claim` takes over what a qmail-send has left, in an order that a crash in
-between does not harm: the directories last, so that what is left to do is seen the next time.
+for lock/tcpto and lock/tlsseen, which are qmailr's. :func:`claim` takes over what a qmail-send has left, in an order
+that a crash in between does not harm: the directories last, so that what is left to do is seen the next time.
 """
 
 from __future__ import annotations
