@@ -12,6 +12,8 @@ _ACCOUNTS = (b"alias", b"qmaild", b"qmaill", b"qmailp", b"qmailq", b"qmailr", b"
 _LIMITED = (b"send", b"rspawn", b"smtpd", b"qmtpd", b"qmqpd", b"pop3d", b"auth")
 _LEAST_MEMORY = 64_000_000  # a role that has nothing to do has some 36 million
 
+_MECHANISMS = (b"SCRAM-SHA-256", b"EXTERNAL", b"CRAM-MD5", b"PLAIN", b"LOGIN")
+
 #: What can be served; the first word of a line of control/listen.
 ROLES = ("smtp", "submission", "smtps", "qmtp", "qmqp", "pop3", "pop3s")
 
@@ -184,6 +186,12 @@ def hold(line: bytes) -> str | None:
 def command(line: bytes) -> str | None:
     """A line of checkpassword."""
     return None if line.startswith(b"/") or not line else "the absolute path of a program, and its arguments"
+
+
+def mechanism(line: bytes) -> str | None:
+    """A line of authmechanisms."""
+    names = b", ".join(_MECHANISMS).decode()
+    return None if line.upper() in _MECHANISMS else f"a mechanism: {names}"
 
 
 def delivery(text: bytes) -> str | None:

@@ -65,6 +65,14 @@ _TABLE = (
         check=checks.account,
     ),
     ControlFile(
+        "authmechanisms",
+        LIST,
+        (*_SMTPD, "qmail-popup"),
+        "connection",
+        "[mechanisms](users.md) that AUTH offers; by default those that work for everybody",
+        check=checks.mechanism,
+    ),
+    ControlFile(
         "badmailfrom", LIST, _SMTPD, "connection", "senders (or @domain) whose mail is refused", check=checks.sender
     ),
     ControlFile(
@@ -236,7 +244,7 @@ _TABLE = (
     ControlFile(
         "plaintextauth",
         INTEGER,
-        _LOGIN,
+        (*_SMTPD, *_LOGIN),
         "connection",
         "1 takes passwords in the clear [from everywhere](pop3.md), not from here only",
         0,
@@ -290,6 +298,15 @@ _TABLE = (
         _TLS,
         "connection",
         "our certificate, its chain and its private key; there is [TLS](tls.md) with it",
+    ),
+    ControlFile(
+        "smtpauth",
+        INTEGER,
+        _SMTPD,
+        "connection",
+        "0: no AUTH on smtp and smtps ports; submission has it always",
+        1,
+        check=checks.number(0),
     ),
     ControlFile(
         "smtpdworkers",

@@ -146,7 +146,7 @@ class Home:
         `policies` are asked before those of control/policies and the standard ones. `factory` is called like
         :class:`~qtwist.smtpd.factory.SMTPFactory`, of which it may be a subclass.
         """
-        made = factory(self.control, self.queue, policies, clock=self.reactor)
+        made = factory(self.control, self.queue, policies, clock=self.reactor, authenticator=self.authenticator)
         return ServerService(self, made, self.listeners("smtpd"))
 
     def qmtpd(

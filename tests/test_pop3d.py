@@ -103,6 +103,9 @@ class FakeAuthenticator:
     def logout(self) -> None:
         self.logouts += 1
 
+    def mechanisms(self) -> Deferred[tuple[bytes, ...]]:
+        return succeed((b"PLAIN", b"LOGIN"))
+
     def login(self, credentials: Any, remote_ip: str, service: str, *interfaces: Any) -> Deferred[Any]:
         assert interfaces == (IMaildrop,)
         self.asked.append((remote_ip, service))

@@ -15,7 +15,7 @@ from qtwist.policy.badmailfrom import BadMailFrom
 from qtwist.policy.base import HOOKS, Policy, hooks
 from qtwist.policy.loader import load_policies
 from qtwist.policy.rcpthosts import RcptHosts
-from qtwist.policy.relay import RelayClients
+from qtwist.policy.relay import LoginMayRelay, RelayClients
 from qtwist.policy.session import Session
 from qtwist.policy.tlsclients import TLSClients
 from qtwist.serving import C, DrainingFactory
@@ -70,6 +70,7 @@ class PolicyFactory(DrainingFactory[C]):
         return [
             RelayClients(control),
             TLSClients(control),
+            LoginMayRelay(),
             *policies,
             *load_policies(control),
             BadMailFrom(control),

@@ -25,6 +25,14 @@ def plain_ip(host: str) -> str:
     return host
 
 
+def is_local(ip: str) -> bool:
+    """Whether a peer is on this host: a loopback address, or none, as of a Unix socket."""
+    try:
+        return not ip or ip_address(ip.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
 @attrs.define
 class Session:
     """One connection, and the transaction that runs on it.
@@ -45,6 +53,9 @@ class Session:
     helo: bytes | None = None
     extended: bool = False  # the client said EHLO
     tls: TLSInfo | None = None
+    user: bytes | None = None  # who has logged in by AUTH, by the name that the credential store knows
+    mechanism: str = ""  # of that AUTH
+    account: Any = None  # the IAccount of who has logged in
     sender: Address | None = None
     relay_certificate: bytes = b""  # the address in the client's certificate that gave it RELAYCLIENT
     declared_size: int = 0  # octets, from SIZE= of MAIL; 0 when not given
@@ -72,10 +83,13 @@ class Session:
         return b"RELAYCLIENT" in self.environment
 
     def received(self, protocol: bytes, seconds: float) -> bytes:
-        """The Received line for a message that comes now (§16.7); `seconds` since the epoch. Over TLS, SMTP is ESMTPS
-        (RFC 3848), and a comment says how it was encrypted and whose certificate let the client relay."""
+        """The Received line for a message that comes now (§16.7); `seconds` since the epoch. SMTP over TLS, and from
+        somebody who has logged in, is ESMTPS, ESMTPA or ESMTPSA (RFC 3848); a comment says how it was encrypted and
+        whose certificate let the client relay."""
+        if protocol == b"SMTP" and (self.tls is not None or self.user is not None):
+            protocol = b"ESMTP" + b"S" * (self.tls is not None) + b"A" * (self.user is not None)
         if self.tls is not None:
-            protocol = (b"ESMTPS" if protocol == b"SMTP" else protocol) + self._encrypted(self.tls)
+            protocol += self._encrypted(self.tls)
         known = self.environment
         return server_received(
             remote_host=known.get(b"TCPREMOTEHOST", b"unknown"),

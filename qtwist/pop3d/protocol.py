@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
+import secrets
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import attrs
 from twisted.cred.credentials import UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred
@@ -16,10 +17,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from qtwist.auth.credentials import APOPCredentials
+from qtwist.auth.credentials import APOPCredentials, credentials_of
 from qtwist.auth.errors import LoginUnavailable
 from qtwist.control import ControlError
-from qtwist.policy.session import plain_ip
+from qtwist.policy.session import is_local, plain_ip
 from qtwist.pop3d.interfaces import (
     IMaildrop,
     MaildropError,
@@ -27,10 +28,13 @@ from qtwist.pop3d.interfaces import (
     MaildropTrouble,
     MessageGone,
 )
+from qtwist.tls.binding import channel_bindings
 from qtwist.tls.info import TLSInfo
 from qtwist.tls.serving import TLSConnection
 from qtwist.wire import pop3_server as wire
 from qtwist.wire.pop3_server import BAD_CREDENTIALS, IN_USE, PERMANENT, TEMPORARY, POP3Server
+from qtwist.wire.sasl import Channel, SaltWanted
+from qtwist.wire.sasl_mechanisms import SCRAM, Claimed, Confirmed, offered
 
 if TYPE_CHECKING:
     from qtwist.pop3d.factory import POP3Factory
@@ -42,6 +46,7 @@ TOO_MANY = b"too many connections, try again later"
 CLOSING = b"the service is shutting down, try again later"
 WRONG = b"wrong name or password"
 NO_TLS = b"TLS is not available now"
+FOREIGN = b"that is not the name in the certificate"
 NO_LOGIN = b"logins cannot be checked now, try again later"
 NO_MAILDROP = b"there is no mailbox that can be read"
 IN_USE_TEXT = b"the mailbox is in use"
@@ -67,6 +72,8 @@ class POP3Protocol(TLSConnection, Protocol):
         self._source: Any = None
         self._logout: Callable[[], object] | None = None
         self._user = ""
+        self._method = ""
+        self._emails: tuple[bytes, ...] = ()  # in the certificate that the client has shown
         self._waiting: Deferred[Any] | None = None
         self._may_cancel = False
         self._pumping = False
@@ -103,7 +110,9 @@ class POP3Protocol(TLSConnection, Protocol):
                 factory.timestamp(settings.host),
                 plaintext=settings.plaintext or is_local(self._ip),
                 limits=factory.limits,
+                mechanisms=None,
             )
+            engine.channel = Channel(settings.host, lambda: secrets.token_urlsafe(18).encode("ascii"))
             if factory.draining:
                 engine.end(CLOSING, TEMPORARY)
             elif others >= max(1, settings.connections // factory.share):
@@ -283,6 +292,8 @@ class POP3Protocol(TLSConnection, Protocol):
             self.start_tls(creator)
 
     def tls_begins(self, info: TLSInfo) -> None:
+        self._engine.mechanisms = None  # there may be others now
+        self._emails = () if info.client is None else info.client.emails
         self._last = self.factory.clock.seconds()
         self._pump()
 
@@ -296,15 +307,56 @@ class POP3Protocol(TLSConnection, Protocol):
         else:
             assert event.password is not None
             credentials = UsernamePassword(event.username, event.password)
+        self._log_in(credentials, event.method)
+
+    def _on_claimed(self, event: Claimed) -> None:
+        credentials = credentials_of(event.claim, self._emails)
+        if credentials is None:
+            self._engine.refuse(FOREIGN, BAD_CREDENTIALS)
+            return
+        self._user = show(credentials.username)
+        self._log_in(credentials, f"AUTH {event.mechanism}")
+
+    def _log_in(self, credentials: Any, method: str) -> None:
         login = self.factory.authenticator.login(credentials, self._ip, self.factory.service, IMaildrop)
 
         def done(result: tuple[Any, Callable[[], object]]) -> None:
-            maildrop, logout = result
-            self._maildrop, self._logout = maildrop, logout
+            self._maildrop, self._logout = result
+            self._method = method
             if self._engine.closed:
                 self._close_maildrop()
-                return
-            self._wait(maildrop.open(), opened, not_opened)
+            elif getattr(credentials, "signature", b""):
+                self._engine.confirm(credentials.signature)
+            else:
+                self._open()
+
+        self._close_maildrop()  # of a login that the client has gone back on
+        self._wait(login, done, self._no_login, may_cancel=True)
+
+    def _on_confirmed(self, event: Confirmed) -> None:
+        self._open()
+
+    def _on_mechanisms_wanted(self, event: wire.MechanismsWanted) -> None:
+        def failed(failure: Failure) -> None:
+            log.error("{id}: no AUTH is offered: {error}", id=self._id, error=str(failure.value))
+            give(())
+
+        def give(working: tuple[bytes, ...]) -> None:
+            engine = self._engine
+            transport: Any = self.transport
+            bindings = channel_bindings(transport.getHandle()) if engine.secured and SCRAM in working else {}
+            engine.channel = attrs.evolve(engine.channel, bindings=bindings)
+            if not engine.closed:
+                engine.give_mechanisms(offered(working, bound=bool(bindings), certified=bool(self._emails)))
+
+        self._wait(self.factory.authenticator.mechanisms(), give, failed, may_cancel=True)
+
+    def _on_salt_wanted(self, event: SaltWanted) -> None:
+        give = self._unless_closed(lambda found: self._engine.salted(*found))
+        self._wait(self.factory.authenticator.salt(event.username), give, self._no_login, may_cancel=True)
+
+    def _open(self) -> None:
+        """The login is right; now for the mailbox."""
 
         def opened(count: int) -> None:
             if self._engine.closed:
@@ -314,7 +366,7 @@ class POP3Protocol(TLSConnection, Protocol):
                 id=self._id,
                 user=self._user,
                 ip=self._ip,
-                method=event.method,
+                method=self._method,
                 count=count,
             )
             self._engine.logged_in(count)
@@ -323,7 +375,7 @@ class POP3Protocol(TLSConnection, Protocol):
             self._close_maildrop()
             self._refuse(failure)
 
-        self._wait(login, done, self._no_login, may_cancel=True)
+        self._wait(self._maildrop.open(), opened, not_opened)
 
     def _no_login(self, failure: Failure) -> None:
         """The authenticator has logged it."""
@@ -430,6 +482,10 @@ class POP3Protocol(TLSConnection, Protocol):
     _handlers: ClassVar[dict[type, Callable[[POP3Protocol, Any], None]]] = {
         wire.StartTLS: _on_start_tls,
         wire.Login: _on_login,
+        wire.MechanismsWanted: _on_mechanisms_wanted,
+        SaltWanted: _on_salt_wanted,
+        Claimed: _on_claimed,
+        Confirmed: _on_confirmed,
         wire.SizesWanted: _on_sizes,
         wire.UidsWanted: _on_uids,
         wire.Retrieve: _on_retrieve,
@@ -437,14 +493,6 @@ class POP3Protocol(TLSConnection, Protocol):
         wire.Finish: _on_finish,
         wire.Quit: _on_quit,
     }
-
-
-def is_local(ip: str) -> bool:
-    """Whether a client with this address is on this host; one without an address came through a Unix socket."""
-    try:
-        return not ip or ipaddress.ip_address(ip.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
 
 
 def show(text: bytes) -> str:

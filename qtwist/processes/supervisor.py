@@ -47,9 +47,6 @@ RECOVERED = 60.0
 #: Seconds that servers get to end, beyond what they allow their clients; then they are killed.
 PATIENCE = 60.0
 
-#: Servers whose clients log in.
-LOGGING_IN = ("pop3d",)
-
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _log = Logger(namespace="qtwist.supervisor")
 
@@ -233,6 +230,7 @@ class Supervisor(Service):
         self._waited_for: set[Process] = set()  # have not said yet that they are ready
         self._accounts: dict[str, RoleAccount] = {}
         self.processes: list[Process] = []
+        self._logging_in: list[str] = []  # kinds of servers whose clients log in
         self._unnamed: dict[str, list[Process]] = {}  # started, and lspawn has not yet said as what
         self._lspawn: PacketConnection | None = None
         self._lspawn_process: subprocess.Popen[bytes] | None = None
@@ -302,7 +300,12 @@ class Supervisor(Service):
                 words = [b"listen-tls" if listener.implicit_tls else b"listen" for listener in listeners]
                 sockets = [port.socket for port in ports]  # type: ignore[attr-defined]
                 kinds.append((Kind(name, server, (str(number),), tuple(zip(words, sockets, strict=True))), number))
-        if any(kind.name in LOGGING_IN for kind, _ in kinds):
+        self._logging_in = [
+            kind.name
+            for kind, _ in kinds
+            if kind.name == "pop3d" or (kind.name == "smtpd" and home.control.integer("smtpauth"))
+        ]
+        if self._logging_in:
             kinds.insert(0, (Kind("auth", accounts["qmailp"]), 1))
         return kinds
 
@@ -421,9 +424,9 @@ class Supervisor(Service):
                 self._pair(sender, b"remote", lambda fd: process.tell(b"sender", (fd,)))
         elif kind == "auth":
             self._pair(process, b"mailboxes", lambda fd: self.ask_lspawn(b"logins", [fd]))
-            for server in (one for name in LOGGING_IN for one in self._of(name)):
+            for server in (one for name in self._logging_in for one in self._of(name)):
                 self._pair(server, b"logins", lambda fd: process.tell(b"logins", (fd,)))
-        elif kind in LOGGING_IN:
+        elif kind in self._logging_in:
             for other in self._of("auth"):
                 self._pair(process, b"logins", lambda fd, other=other: other.tell(b"logins", (fd,)))  # type: ignore[misc]
 

@@ -18,13 +18,19 @@ from qtwist.smtpd.settings import FILES, Settings, read_settings
 from qtwist.tls.certificates import Certificates
 
 if TYPE_CHECKING:
+    from qtwist.auth.authenticator import Authenticator
     from qtwist.control import Control
 
 
 class SMTPFactory(PolicyFactory[SMTPProtocol]):
-    """Makes the connections of an SMTP port; a subclass can change :meth:`is_own_address`, too. STARTTLS is offered as
-    soon as there are `certificates`."""
+    """Makes the connections of an SMTP port; a subclass can change :meth:`is_own_address` and `service`, too. STARTTLS
+    is offered as soon as there are `certificates`.
 
+
+    `authenticator` is asked for the IAccount of who gives AUTH, in the name of `service`; without one there is no AUTH.
+    """
+
+    service = "smtp"
     protocol: Callable[[], SMTPProtocol] = SMTPProtocol  # type: ignore[assignment]  # narrower than Factory has it
 
     def __init__(
@@ -35,8 +41,10 @@ class SMTPFactory(PolicyFactory[SMTPProtocol]):
         *,
         clock: IReactorTime | None = None,
         now: Callable[[], float] = time.time,
+        authenticator: Authenticator | None = None,
     ) -> None:
         super().__init__(control, queue, policies, clock=clock, now=now)
+        self.authenticator = authenticator
         self.settings: Watched[Settings] = Watched(control, FILES, lambda: read_settings(control))
         self.certificates = Certificates(control, now)
 

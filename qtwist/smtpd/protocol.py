@@ -18,6 +18,7 @@ from qtwist.mail.queue_codes import queue_report
 from qtwist.policy.base import Opinion
 from qtwist.policy.connection import HeaderShown, PolicyConnection, leading_number, show
 from qtwist.policy.session import ReceivedMessage
+from qtwist.smtpd.logins import Logins
 from qtwist.tls.info import TLSInfo
 from qtwist.tls.serving import TLSConnection
 from qtwist.wire import smtp_server as wire
@@ -37,7 +38,7 @@ NO_TLS = Reply(454, b"TLS is not available now (#4.7.0)")
 NO_QUEUE = Reply(451, b"the queue cannot take a message now (#4.3.0)")
 
 
-class SMTPProtocol(TLSConnection, PolicyConnection):
+class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
     """Feeds a :class:`SMTPServer` and does what it asks.
 
     It reads no further than the disk can follow and the client takes its answers. A client that says nothing for
@@ -78,6 +79,7 @@ class SMTPProtocol(TLSConnection, PolicyConnection):
                 limits=Limits(recipients=settings.recipients),
                 rewrite=self._rewrite if settings.localiphost is not None else None,
             )
+            self._prepare_logins(settings)
             if factory.draining:
                 self._engine.end(CLOSING)
             elif others >= max(1, settings.connections // factory.share):
@@ -109,6 +111,7 @@ class SMTPProtocol(TLSConnection, PolicyConnection):
         self._stop_asking()
         self._abort()
         self.tls_lost(reason)
+        self._log_out()
         log.debug("{id}: end of connection", id=self.session.id)
         self.factory.connection_lost(self)
 
@@ -178,7 +181,14 @@ class SMTPProtocol(TLSConnection, PolicyConnection):
         self.session.forget_transaction()
         self.session.helo = event.name
         self.session.extended = event.extended
-        self._ask("helo", lambda opinion: self._answer("HELO", opinion), event.name)
+
+        def then(opinion: Opinion) -> None:
+            if event.extended and (opinion is None or opinion.positive):
+                self._with_mechanisms(lambda: self._engine.accept(opinion))
+            else:
+                self._answer("HELO", opinion)
+
+        self._ask("helo", then, event.name)
 
     def _on_start_tls(self, event: wire.StartTLS) -> None:
         creator = self.factory.certificates.creator()
@@ -273,13 +283,14 @@ class SMTPProtocol(TLSConnection, PolicyConnection):
 
         def done(accepted: Accepted) -> None:
             log.info(
-                "{id}: accepted message {number} qp {qp} from <{sender}>, {recipients} recipients, {size} octets",
+                "{id}: accepted message {number} qp {qp} from <{sender}>, {recipients} recipients, {size} octets{by}",
                 id=session.id,
                 number=accepted.number,
                 qp=accepted.qp,
                 sender=show(envelope.sender),
                 recipients=len(envelope.recipients),
                 size=size,
+                by="" if session.user is None else f", login {show(session.user)}",
             )
             if not self._engine.closed:
                 self._finish(Reply(250, b"ok %d qp %d" % (self.factory.now(), accepted.qp)))
@@ -326,6 +337,7 @@ class SMTPProtocol(TLSConnection, PolicyConnection):
         wire.Connect: _on_connect,
         wire.Helo: _on_helo,
         wire.StartTLS: _on_start_tls,
+        **Logins.login_handlers,
         wire.Mail: _on_mail,
         wire.Rcpt: _on_rcpt,
         wire.Reset: _on_reset,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from qtwist.wire import pop3_server, qmtp_server, sasl, smtp_client, smtp_server
+from qtwist.wire import pop3_server, qmtp_server, sasl, sasl_mechanisms, smtp_client, smtp_server
 from qtwist.wire.dot_stuffing import DotStuffer
 from qtwist.wire.netstring import NetstringError, NetstringReader
 from qtwist.wire.pop3_server import POP3Server
@@ -200,7 +200,7 @@ def sasl_outcome(parts: Iterable[bytes]) -> Outcome:
     mechanism, *responses = b"".join(parts).split(b"\n")
     seen: list[Any] = []
     try:
-        exchange = sasl.exchange(mechanism)
+        exchange = sasl_mechanisms.exchange(mechanism)
         step = exchange.begin(responses.pop(0) if responses else None)
         while responses and isinstance(step, bytes):
             seen.append(step)
