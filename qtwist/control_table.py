@@ -69,7 +69,7 @@ _TABLE = (
         LIST,
         (*_SMTPD, "qmail-popup"),
         "connection",
-        "[mechanisms](users.md) that AUTH offers; by default those that work for everybody",
+        "[mechanisms](users.md#auth) that AUTH offers; else those that work for all",
         check=checks.mechanism,
     ),
     ControlFile(

@@ -18,6 +18,7 @@ TEXTS = st.lists(st.sampled_from([b"\n", b" ", b"\t", b"\r", b"#", b"a", b"7", b
 TABLE = {
     "me": ("line", None, False),
     "accounts": ("colon list", None, False),
+    "authmechanisms": ("list", None, False),
     "badmailfrom": ("list", None, False),
     "bouncefrom": ("line", b"MAILER-DAEMON", False),
     "bouncehost": ("line", b"bouncehost", True),
@@ -45,6 +46,7 @@ TABLE = {
     "qmtproutes": ("colon list", None, False),
     "queuelifetime": ("int", 604800, False),
     "rcpthosts": ("list", None, False),
+    "smtpauth": ("int", 1, False),
     "smtpdworkers": ("int", 0, False),
     "smtpgreeting": ("line", None, True),
     "smtproutes": ("colon list", None, False),
@@ -355,6 +357,7 @@ class CheckTests(ControlTestCase):
             ("rcpthosts", b"x.test", b"x.test # ours"),
             ("rcpthosts", b"x.test", b"y.test\r"),
             ("rcpthosts", b"x.test", b"y.test\0"),
+            ("authmechanisms", b"plain", b"DIGEST-MD5"),
             ("badmailfrom", b"@x.test", b"@x.test # spam"),
             ("dnsservers", b"10.0.0.1", b"ns.test"),
             ("dnsservers", b"10.0.0.1", b"10.0.0.1:0"),

@@ -17,6 +17,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from qtwist.auth.authenticator import IChallenging
 from qtwist.auth.credentials import ICertifiedName, IScramProof
 from qtwist.auth.errors import LoginUnavailable
 from qtwist.auth.hashing import HashError
@@ -57,7 +58,7 @@ class Threads:
         return self._hashes.run(self.quick, function, *arguments)
 
 
-@implementer(ICredentialsChecker)
+@implementer(ICredentialsChecker, IChallenging)
 class StoreChecker:
     """Checks by the credential store. Names with their domain and without are as :meth:`Mailboxes.names` has them.
 
@@ -124,15 +125,21 @@ class StoreChecker:
             raise UnauthorizedLogin
         return self._account(name)
 
-    async def salt(self, username: bytes) -> tuple[bytes, int]:
-        """As :meth:`IChallenging.salt`. LoginUnavailable."""
+    def salt(self, username: bytes) -> Deferred[tuple[bytes, int]]:
+        """As IChallenging has it."""
+        return Deferred.fromCoroutine(self._salt(username))
+
+    def mechanisms(self) -> Deferred[tuple[bytes, ...]]:
+        """Those that work for everybody in the store; none when there is nobody."""
+        return Deferred.fromCoroutine(self._mechanisms())
+
+    async def _salt(self, username: bytes) -> tuple[bytes, int]:
         try:
             return await self._threads.quick(lambda: self._passwords.salt(self._mailboxes.names(username)))
         except TROUBLE as error:
             raise LoginUnavailable(words(error)) from error
 
-    async def mechanisms(self) -> tuple[bytes, ...]:
-        """The mechanisms of SASL that work for everybody in the store; none when there is nobody. LoginUnavailable."""
+    async def _mechanisms(self) -> tuple[bytes, ...]:
         try:
             somebody, all_plain, all_scram = await self._threads.quick(self._passwords.store.summary)
         except TROUBLE as error:

@@ -107,7 +107,7 @@ class HomeChecker:
 
     def salt(self, username: bytes) -> Deferred[tuple[bytes, int]]:
         """As the credential store has it."""
-        return Deferred.fromCoroutine(self._store.salt(username))
+        return self._store.salt(username)
 
     def _choose(self) -> Any:
         self._control.ensure("checkpassword", "systemaccounts")

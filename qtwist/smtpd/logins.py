@@ -123,10 +123,12 @@ class Logins:
         session = self.session
         account, mechanism = self._found
         session.account, session.user, session.mechanism = account, account.name, mechanism
+        environment = dict(session.environment)
 
         def then(opinion: Opinion) -> None:
             if opinion is not None and not opinion.positive:
                 self._log_out()
+                session.environment = environment  # as if no policy had been asked
                 self._refuse("AUTH", opinion)
                 return
             log.info(

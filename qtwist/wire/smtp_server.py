@@ -474,10 +474,10 @@ class SMTPServer(Authenticating):
         """RFC 3207 §4: no parameters, and nothing behind it until TLS has begun."""
         if self.secured:
             self._error(503, b"TLS has begun already (#5.5.1)")
+        elif not self.offer_tls:
+            self._error(*_UNIMPLEMENTED)
         elif self._has_login:
             self._error(503, b"TLS comes before AUTH (#5.5.1)")
-        elif not self.offer_tls:
-            self._error(502, b"unimplemented (#5.5.1)")
         elif argument:
             self._error(501, b"STARTTLS has no parameters (#5.5.4)")
         elif self._unread:

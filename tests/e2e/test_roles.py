@@ -474,6 +474,20 @@ class MailboxTests(RootCase):
             self.assertIn(b"[AUTH]", caught.exception.args[0])
         self.assertEqual(self.log_in("eve").stat(), (0, 0))
 
+    def test_smtp_login(self) -> None:
+        """AUTH in a server that has no right to see the store (RFC 4954)."""
+        daemon = self.start()
+        far = "somebody@far.test"
+        with smtplib.SMTP("127.0.0.1", self.port, timeout=PATIENCE) as client:
+            client.login("tom", self.secret)
+            self.assertEqual(client.mail(f"tom@{ME}")[0], 250)
+            self.assertEqual(client.rcpt(far)[0], 250)
+        with smtplib.SMTP("127.0.0.1", self.port, timeout=PATIENCE) as client:
+            self.assertRaises(smtplib.SMTPAuthenticationError, client.login, "tom", "guess")
+            self.assertEqual(client.mail(f"tom@{ME}")[0], 250)
+            self.assertEqual(client.rcpt(far)[0], 553)
+        daemon.log.wait("login of tom from 127.0.0.1 by")
+
     def test_auth_comes_back(self) -> None:
         """Without the role that checks passwords nobody gets in, and nobody is thrown out."""
         daemon = self.start()
