@@ -9,16 +9,16 @@ import re
 from collections.abc import Callable
 
 _ACCOUNTS = (b"alias", b"qmaild", b"qmaill", b"qmailp", b"qmailq", b"qmailr", b"qmails")
-_LIMITED = (b"send", b"rspawn", b"smtpd", b"qmtpd", b"qmqpd", b"pop3d", b"auth")
+_LIMITED = (b"send", b"rspawn", b"smtpd", b"submission", b"qmtpd", b"qmqpd", b"pop3d", b"auth")
 _LEAST_MEMORY = 64_000_000  # a role that has nothing to do has some 36 million
 
 _MECHANISMS = (b"SCRAM-SHA-256", b"EXTERNAL", b"CRAM-MD5", b"PLAIN", b"LOGIN")
 
 #: What can be served; the first word of a line of control/listen.
-ROLES = ("smtp", "submission", "smtps", "qmtp", "qmqp", "pop3", "pop3s")
+ROLES = ("smtp", "smtps", "submission", "submissions", "qmtp", "qmqp", "pop3", "pop3s")
 
 #: The roles among them whose connections are encrypted from the start.
-IMPLICIT_TLS = ("smtps", "pop3s")
+IMPLICIT_TLS = ("smtps", "submissions", "pop3s")
 
 Check = Callable[[bytes], "str | None"]
 
@@ -186,6 +186,25 @@ def hold(line: bytes) -> str | None:
 def command(line: bytes) -> str | None:
     """A line of checkpassword."""
     return None if line.startswith(b"/") or not line else "the absolute path of a program, and its arguments"
+
+
+def relay_limit(line: bytes) -> str | None:
+    """A line of relaylimits."""
+    from qtwist.mail.relay_limits import parse
+
+    try:
+        parse(line)
+    except ValueError as error:
+        return f"{error}, such as :1000/86400"
+    return None
+
+
+def login_sender(line: bytes) -> str | None:
+    """A line of submissionsenders."""
+    login, colon, address = line.partition(b":")
+    if colon and login and (address == b"*" or re.fullmatch(rb"[^\x00-\x20\x7f@]*@[^\x00-\x20\x7f]+", address)):
+        return None
+    return "login:address, login:@domain or login:*"
 
 
 def mechanism(line: bytes) -> str | None:

@@ -45,6 +45,7 @@ class ControlFile:
 _QUEUED = ("qmail-smtpd", "qmail-qmtpd")
 _SEND = ("qmail-send",)
 _SMTPD = ("qmail-smtpd",)
+_SUBMISSION = ("ofmipd",)
 _QMQPD = ("qmail-qmqpd",)
 _REMOTE = ("qmail-remote",)
 _INJECT = ("qmail-inject",)
@@ -195,6 +196,15 @@ _TABLE = (
         "envnoathost", LINE, _SEND, "start", "domain of recipients without one", b"envnoathost", True, checks.host
     ),
     ControlFile(
+        "forceauthmailfrom",
+        INTEGER,
+        _SUBMISSION,
+        "connection",
+        "[submission](submission.md): 1: the sender has to be the login's; 2: From, too; 0: no",
+        1,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "helohost", LINE, _REMOTE, "delivery", "what we call ourselves in HELO and EHLO", me=True, check=checks.host
     ),
     ControlFile(
@@ -240,6 +250,7 @@ _TABLE = (
         check=checks.domain,
     ),
     ControlFile("morercpthosts.cdb", CDB_FILE, _QUEUED, "connection", "further rcpthosts, as qmail-newmrh writes them"),
+    ControlFile("ofmipname.cdb", CDB_FILE, _SUBMISSION, "connection", "the name database, as ofmipname writes it"),
     ControlFile("percenthack", LIST, _SEND, "start", "domains where user%host is rewritten", check=checks.host),
     ControlFile(
         "plaintextauth",
@@ -293,6 +304,14 @@ _TABLE = (
         check=checks.network,
     ),
     ControlFile(
+        "relaylimits",
+        COLON_LIST,
+        _SUBMISSION,
+        "connection",
+        "most recipients of a login, as who:recipients/seconds; @domain or nothing for who",
+        check=checks.relay_limit,
+    ),
+    ControlFile(
         "servercert.pem",
         PEM_FILE,
         _TLS,
@@ -327,6 +346,22 @@ _TABLE = (
     ),
     ControlFile("smtpgreeting", LINE, _SMTPD, "connection", "the text of the greeting", me=True, check=checks.greeting),
     ControlFile("smtproutes", COLON_LIST, _REMOTE, "delivery", "relays for domains", check=checks.route),
+    ControlFile(
+        "submissionpolicies",
+        LIST,
+        _SUBMISSION,
+        "start",
+        "policy classes to ask in submission, as package.module.Class",
+        check=checks.class_name,
+    ),
+    ControlFile(
+        "submissionsenders",
+        COLON_LIST,
+        _SUBMISSION,
+        "connection",
+        "further senders that a login may use: login:address, login:@domain or login:*",
+        check=checks.login_sender,
+    ),
     ControlFile(
         "systemaccounts",
         INTEGER,

@@ -21,7 +21,9 @@ from typing import Any
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 
+from qtwist.auth.addresses import Addresses
 from qtwist.auth.authenticator import Authenticator
+from qtwist.auth.checkers import Threads
 from qtwist.auth.making import make_authenticator
 from qtwist.control import Control, ControlError, Listener
 from qtwist.dns.resolver import make_resolver
@@ -43,9 +45,19 @@ from qtwist.roles import DeskService, DoorService, SendService, ServerService, S
 from qtwist.send.bounces import BounceSettings
 from qtwist.send.manager import SendSettings
 from qtwist.smtpd.factory import SMTPFactory
+from qtwist.submission.factory import SubmissionFactory
 
 #: The roles of control/listen that this version serves, and the method of :class:`Home` that makes the server of each.
-SERVED = {"smtp": "smtpd", "smtps": "smtpd", "qmtp": "qmtpd", "qmqp": "qmqpd", "pop3": "pop3d", "pop3s": "pop3d"}
+SERVED = {
+    "smtp": "smtpd",
+    "smtps": "smtpd",
+    "submission": "submission",
+    "submissions": "submission",
+    "qmtp": "qmtpd",
+    "qmqp": "qmqpd",
+    "pop3": "pop3d",
+    "pop3s": "pop3d",
+}
 
 
 class Home:
@@ -148,6 +160,24 @@ class Home:
         """
         made = factory(self.control, self.queue, policies, clock=self.reactor, authenticator=self.authenticator)
         return ServerService(self, made, self.listeners("smtpd"))
+
+    def submission(
+        self, policies: Sequence[Policy] = (), factory: Callable[..., SubmissionFactory] = SubmissionFactory
+    ) -> ServerService:
+        """The service that listens on all ``submission`` and ``submissions`` lines of control/listen.
+
+        `policies` are asked after the one that wants a login, and before those of control/submissionpolicies.
+        """
+        made = factory(
+            self.control,
+            self.queue,
+            policies,
+            clock=self.reactor,
+            authenticator=self.authenticator,
+            addresses=Addresses(self.path),
+            run=Threads(self.reactor).quick,
+        )
+        return ServerService(self, made, self.listeners("submission"))
 
     def qmtpd(
         self, policies: Sequence[Policy] = (), factory: Callable[..., QMTPFactory] = QMTPFactory

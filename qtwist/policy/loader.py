@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from qtwist.control import Control
 
 
-def load_policies(control: Control) -> list[Policy]:
-    """The policies that control/policies names, in order; none when there is no such file.
+def load_policies(control: Control, name: str = "policies") -> list[Policy]:
+    """The policies that control/`name` names, in order; none when there is no such file.
 
     ControlError, with file and line, for a line that cannot be imported, names no Policy, or whose `from_control`
     fails.
     """
-    lines = control.numbered("policies") or ()
-    return [_load(control, number, line.decode("utf-8", "backslashreplace")) for number, line in lines]
+    lines = control.numbered(name) or ()
+    path = control.path(name)
+    return [_load(control, path, number, line.decode("utf-8", "backslashreplace")) for number, line in lines]
 
 
-def _load(control: Control, number: int, name: str) -> Policy:
-    path = control.path("policies")
+def _load(control: Control, path: str, number: int, name: str) -> Policy:
     module_name, _, class_name = name.rpartition(".")
     if not module_name:
         raise ControlError(path, number, repr(name), "package.module.Class of a policy")

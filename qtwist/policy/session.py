@@ -57,6 +57,7 @@ class Session:
     mechanism: str = ""  # of that AUTH
     account: Any = None  # the IAccount of who has logged in
     sender: Address | None = None
+    authors: list[bytes] = attrs.field(factory=list)  # of From; for the `message` hook, in submission
     relay_certificate: bytes = b""  # the address in the client's certificate that gave it RELAYCLIENT
     declared_size: int = 0  # octets, from SIZE= of MAIL; 0 when not given
     recipients: list[Address] = attrs.field(factory=list)

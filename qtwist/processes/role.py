@@ -286,6 +286,8 @@ def may_need_network(control: Control, name: str) -> bool:
         return True
     if name == "auth":
         return bool(control.line("checkpassword")) or bool(control.integer("systemaccounts"))
+    if name == "submission":
+        return bool(control.list("submissionpolicies"))
     return name != "send" and bool(control.list("policies"))
 
 

@@ -303,7 +303,7 @@ class Supervisor(Service):
         self._logging_in = [
             kind.name
             for kind, _ in kinds
-            if kind.name == "pop3d" or (kind.name == "smtpd" and home.control.integer("smtpauth"))
+            if kind.name in ("pop3d", "submission") or (kind.name == "smtpd" and home.control.integer("smtpauth"))
         ]
         if self._logging_in:
             kinds.insert(0, (Kind("auth", accounts["qmailp"]), 1))
