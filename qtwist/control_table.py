@@ -200,7 +200,7 @@ _TABLE = (
         INTEGER,
         _SUBMISSION,
         "connection",
-        "[submission](submission.md): 1: the sender has to be the login's; 2: From, too; 0: no",
+        "0: any sender [by submission](submission.md); 1: one's own; 2: From, too",
         1,
         check=checks.number(0),
     ),
@@ -308,7 +308,7 @@ _TABLE = (
         COLON_LIST,
         _SUBMISSION,
         "connection",
-        "most recipients of a login, as who:recipients/seconds; @domain or nothing for who",
+        "most recipients [of a login](submission.md), as who:recipients/seconds",
         check=checks.relay_limit,
     ),
     ControlFile(

@@ -47,7 +47,7 @@ from qtwist.send.manager import SendSettings
 from qtwist.smtpd.factory import SMTPFactory
 from qtwist.submission.factory import SubmissionFactory
 
-#: The roles of control/listen that this version serves, and the method of :class:`Home` that makes the server of each.
+#: The roles of control/listen, and the method of :class:`Home` that makes the server of each.
 SERVED = {
     "smtp": "smtpd",
     "smtps": "smtpd",
@@ -112,13 +112,6 @@ class Home:
         if errors:
             raise errors[0]
         for listener in self.control.listeners():
-            if listener.role not in SERVED:
-                raise ControlError(
-                    self.control.path("listen"),
-                    listener.line,
-                    f"the role {listener.role!r}",
-                    f"one that this version serves: {', '.join(SERVED)}",
-                )
             certificate = self.control.path("servercert.pem")
             if listener.implicit_tls and not os.path.exists(certificate):
                 expected = f"a certificate, for {listener.role} in control/listen, line {listener.line}"

@@ -40,6 +40,10 @@ _log = Logger(namespace="qtwist.tls")
 _NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63}){0,30}")
 
 
+#: The files that say by which terms all contexts are made.
+_TERMS = ("tlsserverciphers", "clientca.pem", "clientcrl.pem", "tlsclients", "authmechanisms")
+
+
 @attrs.frozen
 class _Terms:
     """What is the same for all certificates. `authorities` is None when clients are not asked for a certificate."""
@@ -150,7 +154,7 @@ class Certificates:
     def _current_terms(self) -> _Terms | None:
         """The terms as the files have them, those of before when one is wrong now, None when there are none yet."""
         control = self._control
-        paths = [control.path(name) for name in ("tlsserverciphers", "clientca.pem", "clientcrl.pem", "tlsclients")]
+        paths = [control.path(name) for name in _TERMS]
         try:
             stamp: Any = tuple(file_stamp(path) for path in paths)
         except OSError as error:
@@ -168,7 +172,8 @@ class Certificates:
     def _read_terms(self) -> _Terms:
         control = self._control
         authorities = None
-        if control.list("tlsclients") and os.path.lexists(control.path("clientca.pem")):
+        external = any(line.upper() == b"EXTERNAL" for line in control.list("authmechanisms") or ())
+        if (external or control.list("tlsclients")) and os.path.lexists(control.path("clientca.pem")):
             revoked = control.path("clientcrl.pem")
             authorities = read_authorities(control.path("clientca.pem"), revoked if os.path.lexists(revoked) else None)
         return _Terms(control.line("tlsserverciphers") or SERVER_CIPHERS, authorities)

@@ -488,6 +488,24 @@ class MailboxTests(RootCase):
             self.assertEqual(client.rcpt(far)[0], 553)
         daemon.log.wait("login of tom from 127.0.0.1 by")
 
+    def test_submission(self) -> None:
+        """One process for both ports; whose an address is, it finds out without any rights (RFC 6409)."""
+        port = free_port()
+        with open(os.path.join(self.home, "control", "listen"), "a") as file:
+            file.write(f"submission tcp:{port}:interface=127.0.0.1\n")
+        daemon = self.start()
+        wait_until("submission", lambda: accepts(port))
+        with smtplib.SMTP("127.0.0.1", port, timeout=PATIENCE) as client:
+            client.login("tom", self.secret)
+            self.assertEqual([client.mail(f"{name}@{ME}")[0] for name in ("eve", "tom-x")], [553, 250])
+            client.rset()
+            client.sendmail(f"tom@{ME}", [f"tom@{ME}"], "Subject: x\n\nhello\n")
+        daemon.log.wait("end msg")
+        [message] = self.mail_of("tom")
+        self.assertIn(f"\nFrom: <tom@{ME}>\n".encode(), message)
+        [process] = self.roles(daemon)["submission"]
+        self.assertEqual(status(process)["Uid"].split()[0], str(self.accounts["qmaild"].pw_uid))
+
     def test_auth_comes_back(self) -> None:
         """Without the role that checks passwords nobody gets in, and nobody is thrown out."""
         daemon = self.start()
