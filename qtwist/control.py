@@ -14,7 +14,7 @@ import attrs
 
 from qtwist import control_checks as checks
 from qtwist.control_reading import ControlError, first_line, read, split_lines, unreadable
-from qtwist.control_table import CDB_FILE, COLON_LIST, CONTROL_FILES, INTEGER, LINE, LIST, TEXT, ControlFile
+from qtwist.control_table import CDB_FILE, COLON_LIST, CONTROL_FILES, INTEGER, LINE, LIST, PEM_FILE, TEXT, ControlFile
 from qtwist.mail.constmap import ConstantMap, suffixes
 
 __all__ = [
@@ -41,6 +41,11 @@ class Listener:
     role: str
     endpoint: str
     line: int
+
+    @property
+    def implicit_tls(self) -> bool:
+        """Whether TLS begins before the first word (RFC 8314 §3)."""
+        return self.role in checks.IMPLICIT_TLS
 
 
 # Without these, and without `me` to stand in for them, the daemon cannot work.
@@ -176,6 +181,9 @@ class Control:
         text = self._read(entry.name)
         if text is None:
             return ()
+        if entry.kind == PEM_FILE:
+            found = b"-----BEGIN " in text
+            return () if found else (ControlError(path, None, "something else", "certificates in PEM"),)
         if entry.kind in (LIST, COLON_LIST):
             return _check_lines(entry, path, split_lines(text))
         whole = (None, text) if entry.kind == TEXT else (1, first_line(text))

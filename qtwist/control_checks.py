@@ -9,11 +9,16 @@ import re
 from collections.abc import Callable
 
 _ACCOUNTS = (b"alias", b"qmaild", b"qmaill", b"qmailp", b"qmailq", b"qmailr", b"qmails")
-_LIMITED = (b"send", b"rspawn", b"smtpd", b"qmtpd", b"qmqpd", b"pop3d", b"auth")
+_LIMITED = (b"send", b"rspawn", b"smtpd", b"submission", b"qmtpd", b"qmqpd", b"pop3d", b"auth")
 _LEAST_MEMORY = 64_000_000  # a role that has nothing to do has some 36 million
 
+_MECHANISMS = (b"SCRAM-SHA-256", b"EXTERNAL", b"CRAM-MD5", b"PLAIN", b"LOGIN")
+
 #: What can be served; the first word of a line of control/listen.
-ROLES = ("smtp", "submission", "smtps", "qmtp", "qmqp", "pop3", "pop3s")
+ROLES = ("smtp", "smtps", "submission", "submissions", "qmtp", "qmqp", "pop3", "pop3s")
+
+#: The roles among them whose connections are encrypted from the start.
+IMPLICIT_TLS = ("smtps", "submissions", "pop3s")
 
 #: Policies that control/policies may name by a word.
 POLICIES = (
@@ -243,9 +248,44 @@ def command(line: bytes) -> str | None:
     return None if line.startswith(b"/") or not line else "the absolute path of a program, and its arguments"
 
 
+def relay_limit(line: bytes) -> str | None:
+    """A line of relaylimits."""
+    from qtwist.mail.relay_limits import parse
+
+    try:
+        parse(line)
+    except ValueError as error:
+        return f"{error}, such as :1000/86400"
+    return None
+
+
+def login_sender(line: bytes) -> str | None:
+    """A line of submissionsenders."""
+    login, colon, address = line.partition(b":")
+    if colon and login and (address == b"*" or re.fullmatch(rb"[^\x00-\x20\x7f@]*@[^\x00-\x20\x7f]+", address)):
+        return None
+    return "login:address, login:@domain or login:*"
+
+
+def mechanism(line: bytes) -> str | None:
+    """A line of authmechanisms."""
+    names = b", ".join(_MECHANISMS).decode()
+    return None if line.upper() in _MECHANISMS else f"a mechanism: {names}"
+
+
 def delivery(text: bytes) -> str | None:
     """The whole of defaultdelivery: without a line in it, mail would vanish."""
     return None if text.strip() else "at least one line as in a .qmail file, such as ./Maildir/"
+
+
+def mail_address(line: bytes) -> str | None:
+    """A line of tlsclients."""
+    return None if re.fullmatch(rb"[^\x00-\x20\x7f]+@[^\x00-\x20@\x7f]+", line) else "a mail address"
+
+
+def ciphers(line: bytes) -> str | None:
+    """tlsserverciphers: whether OpenSSL knows them shows when they are used."""
+    return None if re.fullmatch(rb"[A-Za-z0-9_!+@=:, -]*", line) else "a list of ciphers such as ECDHE+AESGCM:ECDHE+AES"
 
 
 def _is_ip(text: bytes) -> bool:

@@ -13,6 +13,14 @@ LIST = "list"
 COLON_LIST = "colon list"
 TEXT = "text"
 CDB_FILE = "cdb"
+PEM_FILE = "pem"
+
+#: What control/ may hold beside files.
+DIRECTORIES = {
+    "notlshosts": "HOST: an empty file says that TLS is never tried with HOST",
+    "servercerts": "NAME/servercert.pem: the certificates for clients that ask for NAME ([TLS](tls.md))",
+    "tlshosts": "HOST.pem: HOST must show a good certificate, by the authorities in the file",
+}
 
 
 @attrs.frozen
@@ -37,9 +45,11 @@ class ControlFile:
 _QUEUED = ("qmail-smtpd", "qmail-qmtpd")
 _SEND = ("qmail-send",)
 _SMTPD = ("qmail-smtpd",)
+_SUBMISSION = ("ofmipd",)
 _QMQPD = ("qmail-qmqpd",)
 _REMOTE = ("qmail-remote",)
 _INJECT = ("qmail-inject",)
+_TLS = ("qmail-smtpd", "qmail-pop3d")
 _LOGIN = ("qmail-popup",)
 _POP3 = ("qmail-popup", "qmail-pop3d")
 
@@ -62,6 +72,14 @@ _TABLE = (
         "connection",
         "[names in HELO](policies.md#badhelo) that are not welcome; patterns, exceptions",
         check=checks.pattern,
+    ),
+    ControlFile(
+        "authmechanisms",
+        LIST,
+        (*_SMTPD, "qmail-popup"),
+        "connection",
+        "[mechanisms](users.md#auth) that AUTH offers; else those that work for all",
+        check=checks.mechanism,
     ),
     ControlFile(
         "badmailfrom", LIST, _SMTPD, "connection", "senders (or @domain) whose mail is refused", check=checks.sender
@@ -108,6 +126,19 @@ _TABLE = (
         "connection",
         "program that [checks passwords](users.md) in place of users/credentials",
         check=checks.command,
+    ),
+    ControlFile(
+        "clientca.pem",
+        PEM_FILE,
+        _SMTPD,
+        "connection",
+        "the authorities that vouch for the clients of [tlsclients](tls.md)",
+    ),
+    ControlFile(
+        "clientcert.pem", PEM_FILE, _REMOTE, "delivery", "our certificate and private key for hosts that ask us for one"
+    ),
+    ControlFile(
+        "clientcrl.pem", PEM_FILE, _SMTPD, "connection", "which of their certificates these authorities have revoked"
     ),
     ControlFile(
         "concurrencyincoming",
@@ -267,6 +298,15 @@ _TABLE = (
         check=checks.number(0),
     ),
     ControlFile(
+        "forceauthmailfrom",
+        INTEGER,
+        _SUBMISSION,
+        "connection",
+        "0: any sender [by submission](submission.md); 1: one's own; 2: From, too",
+        1,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "helohost", LINE, _REMOTE, "delivery", "what we call ourselves in HELO and EHLO", me=True, check=checks.host
     ),
     ControlFile(
@@ -339,11 +379,12 @@ _TABLE = (
         check=checks.domain,
     ),
     ControlFile("morercpthosts.cdb", CDB_FILE, _QUEUED, "connection", "further rcpthosts, as qmail-newmrh writes them"),
+    ControlFile("ofmipname.cdb", CDB_FILE, _SUBMISSION, "connection", "the name database, as ofmipname writes it"),
     ControlFile("percenthack", LIST, _SEND, "start", "domains where user%host is rewritten", check=checks.host),
     ControlFile(
         "plaintextauth",
         INTEGER,
-        _LOGIN,
+        (*_SMTPD, *_LOGIN),
         "connection",
         "1 takes passwords in the clear [from everywhere](pop3.md), not from here only",
         0,
@@ -401,6 +442,30 @@ _TABLE = (
         check=checks.network,
     ),
     ControlFile(
+        "relaylimits",
+        COLON_LIST,
+        _SUBMISSION,
+        "connection",
+        "most recipients [of a login](submission.md), as who:recipients/seconds",
+        check=checks.relay_limit,
+    ),
+    ControlFile(
+        "servercert.pem",
+        PEM_FILE,
+        _TLS,
+        "connection",
+        "our certificate, its chain and its private key; there is [TLS](tls.md) with it",
+    ),
+    ControlFile(
+        "smtpauth",
+        INTEGER,
+        _SMTPD,
+        "connection",
+        "0: no AUTH on smtp and smtps ports; submission has it always",
+        1,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "smtpdworkers",
         INTEGER,
         ("twistd qtwist",),
@@ -419,6 +484,22 @@ _TABLE = (
     ),
     ControlFile("smtpgreeting", LINE, _SMTPD, "connection", "the text of the greeting", me=True, check=checks.greeting),
     ControlFile("smtproutes", COLON_LIST, _REMOTE, "delivery", "relays for domains", check=checks.route),
+    ControlFile(
+        "submissionpolicies",
+        LIST,
+        _SUBMISSION,
+        "start",
+        "policy classes to ask in submission, as package.module.Class",
+        check=checks.class_name,
+    ),
+    ControlFile(
+        "submissionsenders",
+        COLON_LIST,
+        _SUBMISSION,
+        "connection",
+        "further senders that a login may use: login:address, login:@domain or login:*",
+        check=checks.login_sender,
+    ),
     ControlFile(
         "systemaccounts",
         INTEGER,
@@ -540,6 +621,39 @@ _TABLE = (
         "connection",
         "clients whose dialogue is logged, by [`qtwist log trace`](policies.md#trace)",
         check=checks.network,
+    ),
+    ControlFile(
+        "tlsclientciphers",
+        LINE,
+        _REMOTE,
+        "delivery",
+        "ciphers for TLS 1.2 with other hosts, as `openssl ciphers` takes them",
+        check=checks.ciphers,
+    ),
+    ControlFile(
+        "tlsclients",
+        LIST,
+        _SMTPD,
+        "connection",
+        "mail addresses in certificates of clients that may send to anywhere",
+        check=checks.mail_address,
+    ),
+    ControlFile(
+        "tlsmemory",
+        INTEGER,
+        _REMOTE,
+        "delivery",
+        "seconds to insist on a [certificate that was good before](tls.md); 0: never",
+        86400,
+        check=checks.number(0),
+    ),
+    ControlFile(
+        "tlsserverciphers",
+        LINE,
+        _TLS,
+        "connection",
+        "ciphers for TLS 1.2, as `openssl ciphers` takes them, in place of ours",
+        check=checks.ciphers,
     ),
     ControlFile(
         "virtualdomains",

@@ -21,7 +21,9 @@ from typing import Any
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 
+from qtwist.auth.addresses import Addresses
 from qtwist.auth.authenticator import Authenticator
+from qtwist.auth.checkers import Threads
 from qtwist.auth.making import make_authenticator
 from qtwist.control import Control, ControlError, Listener
 from qtwist.dns.resolver import make_resolver
@@ -46,9 +48,19 @@ from qtwist.roles import DeskService, DoorService, SendService, ServerService, S
 from qtwist.send.bounces import BounceSettings
 from qtwist.send.manager import SendSettings
 from qtwist.smtpd.factory import SMTPFactory
+from qtwist.submission.factory import SubmissionFactory
 
-#: The roles of control/listen that this version serves, and the method of :class:`Home` that makes each.
-SERVED = {"smtp": "smtpd", "qmtp": "qmtpd", "qmqp": "qmqpd", "pop3": "pop3d"}
+#: The roles of control/listen, and the method of :class:`Home` that makes the server of each.
+SERVED = {
+    "smtp": "smtpd",
+    "smtps": "smtpd",
+    "submission": "submission",
+    "submissions": "submission",
+    "qmtp": "qmtpd",
+    "qmqp": "qmqpd",
+    "pop3": "pop3d",
+    "pop3s": "pop3d",
+}
 
 
 class Home:
@@ -103,13 +115,10 @@ class Home:
         if errors:
             raise errors[0]
         for listener in self.control.listeners():
-            if listener.role not in SERVED:
-                raise ControlError(
-                    self.control.path("listen"),
-                    listener.line,
-                    f"the role {listener.role!r}",
-                    f"one that this version serves: {', '.join(SERVED)}",
-                )
+            certificate = self.control.path("servercert.pem")
+            if listener.implicit_tls and not os.path.exists(certificate):
+                expected = f"a certificate, for {listener.role} in control/listen, line {listener.line}"
+                raise ControlError(certificate, None, "nothing", expected)
         self.send_settings()
         self.check_queue()
         self.check_lock()
@@ -140,14 +149,33 @@ class Home:
     def smtpd(
         self, policies: Sequence[Policy] = (), factory: Callable[..., SMTPFactory] = SMTPFactory
     ) -> ServerService:
-        """The service that listens on all ``smtp`` lines of control/listen.
+        """The service that listens on all ``smtp`` and ``smtps`` lines of control/listen.
 
         `policies` are asked before those of control/policies and the standard ones. `factory` is called like
         :class:`~qtwist.smtpd.factory.SMTPFactory`, of which it may be a subclass.
         """
-        made = factory(self.control, self.queue, policies, clock=self.reactor)
+        made = factory(self.control, self.queue, policies, clock=self.reactor, authenticator=self.authenticator)
         self._surround(made)
-        return ServerService(self, made, self._listeners("smtp"))
+        return ServerService(self, made, self.listeners("smtpd"))
+
+    def submission(
+        self, policies: Sequence[Policy] = (), factory: Callable[..., SubmissionFactory] = SubmissionFactory
+    ) -> ServerService:
+        """The service that listens on all ``submission`` and ``submissions`` lines of control/listen.
+
+        `policies` are asked after the one that wants a login, and before those of control/submissionpolicies.
+        """
+        made = factory(
+            self.control,
+            self.queue,
+            policies,
+            clock=self.reactor,
+            authenticator=self.authenticator,
+            addresses=Addresses(self.path),
+            run=Threads(self.reactor).quick,
+        )
+        self._surround(made)
+        return ServerService(self, made, self.listeners("submission"))
 
     def qmtpd(
         self, policies: Sequence[Policy] = (), factory: Callable[..., QMTPFactory] = QMTPFactory
@@ -155,7 +183,7 @@ class Home:
         """The service that listens on all ``qmtp`` lines of control/listen; policies as for :meth:`smtpd`."""
         made = factory(self.control, self.queue, policies, clock=self.reactor)
         self._surround(made)
-        return ServerService(self, made, self._listeners("qmtp"))
+        return ServerService(self, made, self.listeners("qmtpd"))
 
     def _surround(self, factory: PolicyFactory[Any]) -> None:
         """Give the policies of a factory what they may use of this home."""
@@ -166,12 +194,12 @@ class Home:
     def qmqpd(self, factory: Callable[..., QMQPFactory] = QMQPFactory) -> ServerService:
         """The service that listens on all ``qmqp`` lines of control/listen, for the clients of control/qmqpclients."""
         made = factory(self.control, self.queue, clock=self.reactor)
-        return ServerService(self, made, self._listeners("qmqp"))
+        return ServerService(self, made, self.listeners("qmqpd"))
 
     def pop3d(self, factory: Callable[..., POP3Factory] = POP3Factory) -> ServerService:
-        """The service that listens on all ``pop3`` lines of control/listen."""
+        """The service that listens on all ``pop3`` and ``pop3s`` lines of control/listen."""
         made = factory(self.control, self.authenticator, clock=self.reactor)
-        return ServerService(self, made, self._listeners("pop3"), queueing=False)
+        return ServerService(self, made, self.listeners("pop3d"), queueing=False)
 
     def send(self, local: ISpawner | None = None, remote: ISpawner | None = None) -> SendService:
         """The service that delivers what is in the queue; spawners that are given take the place of our own."""
@@ -200,19 +228,19 @@ class Home:
         return services
 
     def servers(self) -> list[ServerService]:
-        """A service for each role that control/listen names."""
-        wanted = {listener.role for listener in self.control.listeners()}
-        return [self.server(role) for role in SERVED if role in wanted]
+        """All services for what control/listen names."""
+        return [self.server(name) for name in dict.fromkeys(SERVED.values()) if self.listeners(name)]
 
-    def server(self, role: str) -> ServerService:
-        """The service of a role of control/listen."""
-        service: ServerService = getattr(self, SERVED[role])()
+    def server(self, name: str) -> ServerService:
+        """The service of this name: smtpd, qmtpd …"""
+        service: ServerService = getattr(self, name)()
         return service
 
-    # What the services below share.
+    def listeners(self, name: str) -> list[Listener]:
+        """The lines of control/listen that the service of this name serves."""
+        return [listener for listener in self.control.listeners() if SERVED.get(listener.role) == name]
 
-    def _listeners(self, role: str) -> list[Listener]:
-        return [listener for listener in self.control.listeners() if listener.role == role]
+    # What the services below share.
 
     def use_queue(self) -> None:
         """Start the queue's threads, for the first of its users."""

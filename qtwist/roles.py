@@ -27,7 +27,7 @@ from qtwist.send.desk import DeskFactory
 from qtwist.send.log import LogFile, SendLog, TurnLines
 from qtwist.send.manager import QueueManager
 from qtwist.send.steering import Steering
-from qtwist.serving import DrainingFactory
+from qtwist.serving import DrainingFactory, ImplicitTLSFactory
 
 if TYPE_CHECKING:
     from qtwist.home import Home
@@ -105,10 +105,11 @@ class ServerService(Service):
         self._listeners = listeners
         self._queueing = queueing
 
-    def adopt(self, listening: socket.socket) -> None:
+    def adopt(self, listening: socket.socket, *, implicit_tls: bool = False) -> None:
         """Serve a socket that somebody else has opened, who keeps it; in place of those of control/listen."""
         self._listeners = ()
-        self.ports.append(self.home.reactor.adoptStreamPort(listening.fileno(), listening.family, self.factory))
+        factory = self._behind(implicit_tls)
+        self.ports.append(self.home.reactor.adoptStreamPort(listening.fileno(), listening.family, factory))
 
     def privilegedStartService(self) -> None:
         super().privilegedStartService()
@@ -125,7 +126,11 @@ class ServerService(Service):
         if self.ports:
             return
         for listener in self._listeners:
-            self.ports.append(open_port(self.home, listener, self.factory))
+            self.ports.append(open_port(self.home, listener, self._behind(listener.implicit_tls)))
+
+    def _behind(self, implicit_tls: bool) -> Factory:
+        """What stands behind a port."""
+        return ImplicitTLSFactory(self.factory) if implicit_tls else self.factory
 
     def stopService(self) -> Deferred[None]:
         super().stopService()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory
 
 
@@ -65,3 +66,27 @@ class DrainingFactory(Factory, Generic[C]):
         """End all connections now; what was not answered yet is not accepted."""
         for connection in list(self.connections):
             connection.abort()
+
+
+class ImplicitTLSFactory(Factory):
+    """Stands behind a port where TLS begins before the first word (RFC 8314 §3): the connections are another factory's,
+    and each starts TLS as soon as it is made."""
+
+    noisy = False
+
+    def __init__(self, factory: DrainingFactory[Any]) -> None:
+        self._factory = factory
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:  # type: ignore[override]
+        connection: Any = self._factory.buildProtocol(addr)  # type: ignore[arg-type]
+        if connection is not None:
+            connection.implicit_tls = True
+        return connection
+
+    def doStart(self) -> None:
+        super().doStart()
+        self._factory.doStart()
+
+    def doStop(self) -> None:
+        super().doStop()
+        self._factory.doStop()

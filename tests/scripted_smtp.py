@@ -31,13 +31,17 @@ class ScriptedSMTP(Factory):
     """`script` changes the replies of :data:`DEFAULT`; a list gives them one by one, the last one for ever.
 
     `sessions` has one list of commands per connection, `messages` the bodies as they came, end of data included, `ends`
-    why connections ended (an exception's class).
+    why connections ended (an exception's class). `tls` is what startTLS needs: TLS begins behind a reply 220 to
+    STARTTLS (script ``STAR``), or with `immediate` before the greeting. Without it, a handshake gets an answer that is
+    none.
     """
 
     noisy = False
 
     def __init__(self, **script: Any) -> None:
         self.script = {**DEFAULT, **script}
+        self.tls: Any = None
+        self.immediate = False
         self.sessions: list[list[bytes]] = []
         self.messages: list[bytes] = []
         self.ends: list[Any] = []
@@ -94,6 +98,7 @@ class Session(Protocol):
         self._buffer = b""
         self._in_message = False
         self._silent = False
+        self._no_handshake = False
 
     def say(self, reply: bytes) -> None:
         """Give a reply that the script held back, and go on with the script."""
@@ -109,9 +114,14 @@ class Session(Protocol):
         self.transport.setTcpNoDelay(True)  # so that a reply given by hand arrives at once
         self._server.open.append(self)
         self._server.sessions.append(self._commands)
+        if self._server.immediate:
+            self.transport.startTLS(self._server.tls)
         self._answer("greeting")
 
     def dataReceived(self, data: bytes) -> None:
+        if self._no_handshake:
+            self.transport.write(b"500 what?\r\n")
+            return
         self._buffer += data
         while not self._silent and (self._in_message or b"\r\n" in self._buffer):
             if self._in_message:
@@ -141,4 +151,8 @@ class Session(Protocol):
             self.transport.loseConnection()
         else:
             self.say(reply)
+            if step == "STAR" and reply.startswith(b"220"):
+                if self._server.tls is not None:
+                    self.transport.startTLS(self._server.tls)
+                self._no_handshake = self._server.tls is None
         self._server.tell(step)

@@ -7,6 +7,7 @@ import os
 import random
 import sys
 
+from qtwist.files.cdb import CDB
 from qtwist.files.cdb_text import format_record
 from tests.command_tools import PYTHONPATH, CommandCase, debian
 
@@ -28,6 +29,17 @@ def records() -> list[tuple[bytes, bytes]]:
 
 
 TEXT = b"".join(format_record(*record) for record in records()) + b"\n"
+
+
+class NameTests(CommandCase):
+    def test_names(self) -> None:
+        """spec/related.md §9.1: three fields and their colons; all other lines are left out."""
+        text = b"tim@x.test:Tim T.:t@far.test:\n#no:a:b:\nno:a:b\n\nann@x.test::ann@y.test:more:\n"
+        self.assertEqual(self.check("ofmipname", "x.cdb", "x.tmp", stdin=text), b"")
+        wanted = [(b"tim@x.test", b"Tim T.\0t@far.test"), (b"ann@x.test", b"\0ann@y.test")]
+        with CDB(self.path("x.cdb")) as database:
+            self.assertEqual(list(database), wanted)
+        self.assertEqual(self.run_command("ofmipname", "x.cdb").returncode, 100)
 
 
 class CDBTests(CommandCase):

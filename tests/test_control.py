@@ -18,9 +18,12 @@ TEXTS = st.lists(st.sampled_from([b"\n", b" ", b"\t", b"\r", b"#", b"a", b"7", b
 TABLE = {
     "me": ("line", None, False),
     "accounts": ("colon list", None, False),
+    "authmechanisms": ("list", None, False),
     "badmailfrom": ("list", None, False),
     "bouncefrom": ("line", b"MAILER-DAEMON", False),
     "bouncehost": ("line", b"bouncehost", True),
+    "clientca.pem": ("pem", None, False),
+    "clientcrl.pem": ("pem", None, False),
     "concurrencylocal": ("int", 10, False),
     "concurrencyremote": ("int", 20, False),
     "confine": ("int", 1, False),
@@ -43,6 +46,12 @@ TABLE = {
     "qmtproutes": ("colon list", None, False),
     "queuelifetime": ("int", 604800, False),
     "rcpthosts": ("list", None, False),
+    "smtpauth": ("int", 1, False),
+    "forceauthmailfrom": ("int", 1, False),
+    "ofmipname.cdb": ("cdb", None, False),
+    "relaylimits": ("colon list", None, False),
+    "submissionpolicies": ("list", None, False),
+    "submissionsenders": ("colon list", None, False),
     "smtpdworkers": ("int", 0, False),
     "smtpgreeting": ("line", None, True),
     "smtproutes": ("colon list", None, False),
@@ -96,6 +105,12 @@ TABLE = {
     "timeoutpop3d": ("int", 1200, False),
     "timeoutlocal": ("int", 3600, False),
     "softlimit": ("colon list", None, False),
+    "servercert.pem": ("pem", None, False),
+    "tlsclients": ("list", None, False),
+    "clientcert.pem": ("pem", None, False),
+    "tlsclientciphers": ("line", None, False),
+    "tlsmemory": ("int", 86400, False),
+    "tlsserverciphers": ("line", None, False),
 }
 
 
@@ -151,7 +166,7 @@ class TableTests(ControlTestCase):
                     self.assertEqual(self.control.integer(name), value, name)
                 elif kind == "text":
                     self.assertEqual(self.control.text(name), value, name)
-                elif kind != "cdb":
+                elif kind not in ("cdb", "pem"):
                     self.assertEqual(self.control.list(name), None if value is None else [value], name)
 
     def test_wrong_use(self) -> None:
@@ -376,6 +391,11 @@ class CheckTests(ControlTestCase):
             ("rcpthosts", b"x.test", b"x.test # ours"),
             ("rcpthosts", b"x.test", b"y.test\r"),
             ("rcpthosts", b"x.test", b"y.test\0"),
+            ("relaylimits", b"ann@x.test:100/3600,500", b"ann:many"),
+            ("submissionpolicies", b"a.b.C", b"C"),
+            ("submissionsenders", b"ann:@x.test", b"ann@x.test"),
+            ("submissionsenders", b"*:*", b"ann:bob"),
+            ("authmechanisms", b"plain", b"DIGEST-MD5"),
             ("badmailfrom", b"@x.test", b"@x.test # spam"),
             ("dnsservers", b"10.0.0.1", b"ns.test"),
             ("dnsservers", b"10.0.0.1", b"10.0.0.1:0"),

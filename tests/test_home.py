@@ -16,8 +16,8 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
-from qtwist.control import ControlError
-from qtwist.home import Home
+from qtwist.control import ROLES, ControlError
+from qtwist.home import SERVED, Home
 from qtwist.interfaces import Delivery, ISpawner
 from qtwist.mail.envelope import Report
 from qtwist.queue.layout import create_queue
@@ -168,8 +168,9 @@ class CheckTests(HomeCase):
         self.refused(ControlError, "control/databytes, line 1: found 'lots', expected a number")
 
     def test_role_that_is_not_served(self) -> None:
-        self.control("listen", "smtp tcp:0\npop3s tcp:0\n")
-        self.refused(ControlError, "listen, line 2: found the role 'pop3s'")
+        self.control("listen", "smtp tcp:0\nimap tcp:0\n")
+        self.refused(ControlError, "listen, line 2: found 'imap tcp:0', expected a role (smtp, ")
+        self.assertEqual(set(SERVED), set(ROLES))
 
     def test_no_name(self) -> None:
         os.unlink(os.path.join(self.path, "control", "me"))

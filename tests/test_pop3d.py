@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from OpenSSL import SSL
 from twisted.cred.credentials import IUsernameHashedPassword, IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -102,6 +103,9 @@ class FakeAuthenticator:
     def logout(self) -> None:
         self.logouts += 1
 
+    def mechanisms(self) -> Deferred[tuple[bytes, ...]]:
+        return succeed((b"PLAIN", b"LOGIN"))
+
     def login(self, credentials: Any, remote_ip: str, service: str, *interfaces: Any) -> Deferred[Any]:
         assert interfaces == (IMaildrop,)
         self.asked.append((remote_ip, service))
@@ -133,6 +137,10 @@ class Transport(StringTransport):
     def setTcpNoDelay(self, enabled: bool) -> None:
         """As a socket has it."""
 
+    def getHandle(self) -> SSL.Connection:
+        """Of a connection that is said to be encrypted."""
+        return SSL.Connection(SSL.Context(SSL.TLS_SERVER_METHOD))
+
 
 class Client:
     def __init__(self, factory: POP3Factory, host: str = "127.0.0.1", secure: bool = False, unix: bool = False) -> None:
@@ -143,6 +151,8 @@ class Client:
             directlyProvides(self.transport, ISSLTransport)
         self.protocol = factory.buildProtocol(None)
         self.protocol.makeConnection(self.transport)
+        if secure:
+            self.protocol.handshakeCompleted()
         self.greeting = self.output()
 
     def say(self, *lines: bytes) -> bytes:

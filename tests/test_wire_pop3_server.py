@@ -24,6 +24,8 @@ from qtwist.wire.pop3_server import (
     SizesWanted,
     UidsWanted,
 )
+from qtwist.wire.sasl import Secret
+from qtwist.wire.sasl_mechanisms import Claimed
 
 TIMESTAMP = b"<1896.697170952@dbc.mtview.ca.us>"
 MESSAGES = (b"Subject: a\n\n1\n2\n.3\n", b"Subject: b\n\nhalf a line", b"\nno header\n")
@@ -49,6 +51,7 @@ class Mailbox:
         self.password = password
         self.step = step
         self.logins: list[Login] = []
+        self.claims: list[Claimed] = []
         self.finish: Finish | None = None
         self.asked: list[object] = []
         self.failed = 0
@@ -63,6 +66,12 @@ class Mailbox:
                     engine.logged_in(len(MESSAGES))
                 else:
                     engine.refuse(b"no", b"AUTH")
+            elif isinstance(event, Claimed):
+                self.claims.append(event)
+                if isinstance(event.claim, Secret) and event.claim.password != self.password:
+                    engine.refuse(b"no", b"AUTH")
+                else:
+                    engine.logged_in(len(MESSAGES))
             elif isinstance(event, SizesWanted):
                 engine.give_sizes(SIZES)
             elif isinstance(event, UidsWanted):
@@ -185,7 +194,7 @@ class Authorization(Case):
         self.engine, self.mailbox.engine = other, other
         self.assertEqual(self.client(b"AUTH plain"), b"+ \r\n")
         self.assertEqual(self.client(secret), b"+OK \r\n")
-        self.assertEqual(self.mailbox.logins, [Login(b"joe", b"secret", None, "AUTH PLAIN")] * 2)
+        self.assertEqual(self.mailbox.claims, [Claimed(Secret(b"", b"joe", b"secret"), "PLAIN")] * 2)
 
     def test_auth_login(self) -> None:
         self.transcript("""
@@ -223,7 +232,7 @@ class Authorization(Case):
     def test_passwords_in_the_clear(self) -> None:
         """They are refused before they are sent where that can be, and not offered (issue 4 item 2)."""
         for secure in (False, True):
-            self.engine = POP3Server(TIMESTAMP, secure=secure)
+            self.engine = POP3Server(TIMESTAMP, secured=secure)
             self.mailbox = Mailbox(self.engine)
             capabilities = self.client(b"CAPA").split(b"\r\n")
             self.assertEqual(b"USER" in capabilities, secure)

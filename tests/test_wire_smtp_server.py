@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from qtwist.wire.sasl_mechanisms import Claimed
 from qtwist.wire.smtp_body import BodyDecoder, HopCounter
 from qtwist.wire.smtp_server import (
     Chunk,
@@ -24,9 +25,10 @@ from qtwist.wire.smtp_server import (
     Reply,
     Reset,
     SMTPServer,
+    StartTLS,
 )
 
-QUESTIONS = (Connect, Helo, Mail, Rcpt, Data, EndOfMessage)
+QUESTIONS = (Connect, Helo, StartTLS, Mail, Rcpt, Data, EndOfMessage)
 
 
 def drive(engine: SMTPServer, answer: Callable[[Event], Reply | None] = lambda event: None) -> list[Event]:
@@ -34,7 +36,7 @@ def drive(engine: SMTPServer, answer: Callable[[Event], Reply | None] = lambda e
     events: list[Event] = []
     while (event := engine.next_event()) is not None:
         events.append(event)
-        if isinstance(event, QUESTIONS):
+        if isinstance(event, (Claimed, *QUESTIONS)):
             reply = answer(event)
             if isinstance(event, EndOfMessage) and event.refusal:
                 reply = event.refusal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qtwist.control import CONTROL_FILES, ControlFile
+from qtwist.control_table import DIRECTORIES
 
 INTRODUCTION = """\
 # Control files
@@ -11,8 +12,8 @@ What `HOME/control/` may hold. This page is made from `qtwist/control_table.py` 
 
 Reading follows qmail's rules. A *line* is the first line, blanks at its end removed. An *int* is the number that the
 first line starts with. A *list* has one entry a line; empty lines and lines that start with `#` do not count. A *colon
-list* has `key:value` entries. *text* is the whole file. A file that is there but empty is a value: it is not the same
-as no file.
+list* has `key:value` entries. *text* is the whole file, *pem* one with certificates. A file that is there but
+empty is a value: it is not the same as no file.
 
 Before the daemon starts, all files are checked, and what cannot be meant (a number that is none, an endpoint without a
 role) is reported with file, line and what was expected.
@@ -40,6 +41,7 @@ def page() -> str:
         f"| `{entry.name}` | {entry.kind} | {default(entry)} | {entry.reread} | {entry.help} |"
         for entry in CONTROL_FILES.values()
     ]
+    rows += [f"| `{name}/` | directory | none | connection | {text} |" for name, text in DIRECTORIES.items()]
     return INTRODUCTION + "\n".join(rows) + "\n"
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin, UnhandledCredentials
 from twisted.cred.portal import Portal
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
@@ -15,11 +16,22 @@ from zope.interface import Interface
 from qtwist.auth.errors import LoginUnavailable
 from qtwist.auth.guessing import Guard
 from qtwist.auth.origin import Origin, current_origin
+from qtwist.wire.sasl_mechanisms import BY_PASSWORD
 
-__all__ = ["Authenticator", "LoginUnavailable"]
+__all__ = ["Authenticator", "IChallenging", "LoginUnavailable"]
 
 #: As much of a name goes to the log.
 _SHOWN = 80
+
+
+class IChallenging(Interface):
+    """What a checker may have beside ICredentialsChecker: for which mechanisms of SASL it has what they need."""
+
+    def mechanisms() -> Any:
+        """A Deferred of the names of mechanisms (tuple of bytes) that work, but for SCRAM's -PLUS. LoginUnavailable."""
+
+    def salt(username: bytes) -> Any:
+        """A Deferred of salt and iterations for SCRAM-SHA-256, of unknown names too. LoginUnavailable."""
 
 
 class Authenticator:
@@ -43,6 +55,25 @@ class Authenticator:
         the client is gone.
         """
         return Deferred.fromCoroutine(self._login(credentials, remote_ip, service, interfaces))
+
+    def mechanisms(self) -> Deferred[tuple[bytes, ...]]:
+        """Fires with the mechanisms of SASL that work here, those first that give least away. LoginUnavailable.
+
+        That is what an IChallenging among the portal's checkers says; without one, PLAIN and LOGIN, where passwords are
+        checked at all.
+        """
+        for checker in self.portal.checkers.values():
+            if IChallenging.providedBy(checker):
+                return maybeDeferred(checker.mechanisms)
+        return succeed(BY_PASSWORD if IUsernamePassword in self.portal.listCredentialsInterfaces() else ())
+
+    def salt(self, username: bytes) -> Deferred[tuple[bytes, int]]:
+        """Fires with salt and iterations of `username` for SCRAM-SHA-256, whether or not there is such a name.
+        LoginUnavailable."""
+        for checker in self.portal.checkers.values():
+            if IChallenging.providedBy(checker):
+                return maybeDeferred(checker.salt, username)
+        return fail(LoginUnavailable("no checker that knows SCRAM"))
 
     async def _login(
         self, credentials: Any, remote_ip: str, service: str, interfaces: tuple[type[Interface], ...]

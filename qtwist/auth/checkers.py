@@ -17,6 +17,8 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from qtwist.auth.authenticator import IChallenging
+from qtwist.auth.credentials import ICertifiedName, IScramProof
 from qtwist.auth.errors import LoginUnavailable
 from qtwist.auth.hashing import HashError
 from qtwist.auth.mailboxes import Account, MailboxError, Mailboxes
@@ -24,6 +26,7 @@ from qtwist.auth.passwords import Passwords
 from qtwist.auth.store import StoreError
 from qtwist.auth.system import SystemPasswords
 from qtwist.control_reading import ControlError
+from qtwist.wire.sasl_mechanisms import BY_PASSWORD, CRAM_MD5, EXTERNAL, SCRAM
 
 T = TypeVar("T")
 
@@ -55,15 +58,16 @@ class Threads:
         return self._hashes.run(self.quick, function, *arguments)
 
 
-@implementer(ICredentialsChecker)
+@implementer(ICredentialsChecker, IChallenging)
 class StoreChecker:
     """Checks by the credential store. Names with their domain and without are as :meth:`Mailboxes.names` has them.
 
-    APOP and CRAM-MD5 work for names whose secret is stored as {PLAIN}, and fail for others. StoreError and the like
-    become LoginUnavailable.
+    APOP and CRAM-MD5 work for names whose secret is stored as {PLAIN}, SCRAM for these and for names with keys; they
+    fail for others. A certificate has to have the name of somebody in the store. StoreError and the like become
+    LoginUnavailable.
     """
 
-    credentialInterfaces = (IUsernamePassword, IUsernameHashedPassword)
+    credentialInterfaces = (IUsernamePassword, IUsernameHashedPassword, IScramProof, ICertifiedName)
 
     def __init__(self, passwords: Passwords, mailboxes: Mailboxes, threads: Threads) -> None:
         self._passwords = passwords
@@ -75,6 +79,10 @@ class StoreChecker:
 
     async def _check(self, credentials: Any) -> Account:
         try:
+            if IScramProof.providedBy(credentials):
+                return await self._threads.slow(self._by_proof, credentials)
+            if ICertifiedName.providedBy(credentials):
+                return await self._threads.quick(self._by_certificate, credentials.username)
             if not IUsernamePassword.providedBy(credentials):
                 return await self._threads.quick(self._by_secret, credentials)
             account = await self._threads.quick(self._proven, credentials.username, credentials.password)
@@ -99,6 +107,46 @@ class StoreChecker:
         if not credentials.checkPassword(secret) or name is None:
             raise UnauthorizedLogin
         return self._account(name)
+
+    def _by_proof(self, credentials: Any) -> Account:
+        found = self._passwords.prove(
+            self._mailboxes.names(credentials.username), credentials.message, credentials.proof
+        )
+        if found is None:
+            raise UnauthorizedLogin
+        name, signature = found
+        account = self._account(name)
+        credentials.signature = signature
+        return account
+
+    def _by_certificate(self, username: bytes) -> Account:
+        name = self._passwords.known(self._mailboxes.names(username))
+        if name is None:
+            raise UnauthorizedLogin
+        return self._account(name)
+
+    def salt(self, username: bytes) -> Deferred[tuple[bytes, int]]:
+        """As IChallenging has it."""
+        return Deferred.fromCoroutine(self._salt(username))
+
+    def mechanisms(self) -> Deferred[tuple[bytes, ...]]:
+        """Those that work for everybody in the store; none when there is nobody."""
+        return Deferred.fromCoroutine(self._mechanisms())
+
+    async def _salt(self, username: bytes) -> tuple[bytes, int]:
+        try:
+            return await self._threads.quick(lambda: self._passwords.salt(self._mailboxes.names(username)))
+        except TROUBLE as error:
+            raise LoginUnavailable(words(error)) from error
+
+    async def _mechanisms(self) -> tuple[bytes, ...]:
+        try:
+            somebody, all_plain, all_scram = await self._threads.quick(self._passwords.store.summary)
+        except TROUBLE as error:
+            raise LoginUnavailable(words(error)) from error
+        if not somebody:
+            return ()
+        return (SCRAM,) * all_scram + (EXTERNAL,) + (CRAM_MD5,) * all_plain + BY_PASSWORD
 
     def _account(self, name: bytes) -> Account:
         return _found(self._mailboxes, name)

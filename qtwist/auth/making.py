@@ -14,8 +14,9 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from zope.interface import Interface, implementer
 
-from qtwist.auth.authenticator import Authenticator
+from qtwist.auth.authenticator import Authenticator, IChallenging
 from qtwist.auth.checkers import EachChecker, StoreChecker, SystemChecker, Threads
+from qtwist.auth.credentials import ICertifiedName, IScramProof
 from qtwist.auth.errors import LoginUnavailable
 from qtwist.auth.mailboxes import Account, Mailboxes
 from qtwist.auth.passwords import Passwords
@@ -27,9 +28,10 @@ from qtwist.auth.system import SystemPasswords
 from qtwist.control import Control
 from qtwist.control_reading import ControlError
 from qtwist.policy.watched import Watched
+from qtwist.wire.sasl_mechanisms import BY_PASSWORD, MECHANISMS
 
 _SHADOW = "/etc/shadow"
-_KINDS = (IUsernamePassword, IUsernameHashedPassword)
+_KINDS = (IUsernamePassword, IUsernameHashedPassword, IScramProof, ICertifiedName)
 
 
 def make_authenticator(
@@ -59,7 +61,7 @@ def credentials_path(home_path: str) -> str:
     return os.path.join(home_path, "users", "credentials")
 
 
-@implementer(ICredentialsChecker)
+@implementer(ICredentialsChecker, IChallenging)
 class HomeChecker:
     """The program that control/checkpassword names; without it the credential store, and with control/systemaccounts
     the system's accounts behind it. A change of these files counts from the next login on."""
@@ -86,6 +88,26 @@ class HomeChecker:
             return maybeDeferred(_refuse, UnauthorizedLogin())
         account: Deferred[Account] = maybeDeferred(checker.requestAvatarId, credentials)
         return account
+
+    def mechanisms(self) -> Deferred[tuple[bytes, ...]]:
+        """Those of control/authmechanisms; without it, those that work for everybody."""
+        return Deferred.fromCoroutine(self._mechanisms())
+
+    async def _mechanisms(self) -> tuple[bytes, ...]:
+        try:
+            checker = self._chosen.get()
+            self._control.ensure("authmechanisms")
+            listed = self._control.list("authmechanisms")
+        except ControlError as error:
+            raise LoginUnavailable(str(error)) from error
+        if listed is not None:
+            wanted = {line.upper() for line in listed}
+            return tuple(name for name in MECHANISMS if name in wanted)
+        return await self._store.mechanisms() if checker is self._store else BY_PASSWORD
+
+    def salt(self, username: bytes) -> Deferred[tuple[bytes, int]]:
+        """As the credential store has it."""
+        return self._store.salt(username)
 
     def _choose(self) -> Any:
         self._control.ensure("checkpassword", "systemaccounts")

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Sequence
 from functools import cached_property
 
-from qtwist.auth import hashing
+from qtwist.auth import hashing, scram
 from qtwist.auth.proofs import Proofs
 from qtwist.auth.store import CredentialStore, StoreError
 
@@ -51,6 +51,39 @@ class Passwords:
         if stored is None or not stored.startswith(hashing.PLAIN):
             return None
         return name, stored[len(hashing.PLAIN) :]
+
+    def known(self, names: Sequence[bytes]) -> bytes | None:
+        """The first of `names` in the store, None when there is none of them. StoreError."""
+        return self._find(names)[0] or None
+
+    def salt(self, names: Sequence[bytes]) -> tuple[bytes, int]:
+        """Salt and iterations for SCRAM of the first of `names`, or, where it has none, as if it had. StoreError."""
+        name, keys = self._keys(names)
+        if keys is not None:
+            return keys.salt, keys.iterations
+        return scram.salt_for(self.store.salt_key(), name), scram.ITERATIONS
+
+    def prove(self, names: Sequence[bytes], message: bytes, proof: bytes) -> tuple[bytes, bytes] | None:
+        """The first of `names` and the signature for it, if `proof` is right, else None.
+
+        Slow where the secret is readable, the first time. StoreError.
+        """
+        name, keys = self._keys(names)
+        if keys is None:
+            found = self.secret((name,))
+            if found is None:
+                return None
+            try:
+                keys = scram.cached_keys(found[1], scram.salt_for(self.store.salt_key(), name))
+            except ValueError:
+                return None
+        signature = keys.signature_for(message, proof)
+        return None if signature is None else (name, signature)
+
+    def _keys(self, names: Sequence[bytes]) -> tuple[bytes, scram.ScramKeys | None]:
+        name, _ = self._find(names)
+        name = name or names[-1]  # what it would be called, for the salt
+        return name, self.store.scram(name)
 
     def _find(self, names: Sequence[bytes]) -> tuple[bytes, bytes | None]:
         for name in names:

@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from qtwist.auth.checkers import TROUBLE, Threads, words
-from qtwist.auth.credentials import APOPCredentials
+from qtwist.auth.credentials import APOPCredentials, CRAMCredentials
 from qtwist.auth.errors import LoginUnavailable
 from qtwist.auth.mailboxes import Account, Mailboxes
 from qtwist.auth.origin import current_origin
@@ -124,7 +124,7 @@ def request_for(credentials: Any) -> bytes:
         fields: tuple[Any, ...] = (credentials.username, credentials.password, b"")
     elif isinstance(credentials, APOPCredentials):
         fields = (credentials.username, credentials.digest, credentials.timestamp)
-    elif isinstance(credentials, CramMD5Credentials):
+    elif isinstance(credentials, CRAMCredentials | CramMD5Credentials):
         fields = (credentials.username, credentials.response, credentials.challenge)
     else:
         raise UnauthorizedLogin

@@ -1,28 +1,38 @@
-"""The credential store HOME/users/credentials: a name and a hash in each line.
+"""The credential store HOME/users/credentials: a name and a hash in each line, and perhaps SCRAM's keys.
 
 ::
 
     # who may log in; `qtwist user` writes this
+    #scram-salt-key:…
     joe:$argon2id$v=19$m=19456,t=2,p=1$…
     ann@shop.example:$6$…
+    eve:$argon2id$v=19$m=19456,t=2,p=1$… SCRAM-SHA-256$600000:…$…:…
 
-Names are in lower case. Comments, empty lines and the order of lines are kept. Blocking; may be used from several
-threads and processes. Standard library only.
+Names are in lower case. Each part of a record names its own method, so that old and new ones live side by side.
+Comments, empty lines and the order of lines are kept. Blocking; may be used from several threads and processes.
+Standard library only.
 """
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from qtwist.auth import hashing
+from qtwist.auth.scram import ScramKeys
 from qtwist.files import replacing
 
 #: The longest login name, in octets (RFC 5321 §4.5.3.1 gives an address no more).
 LONGEST_NAME = 254
 _SIZE_LIMIT = 64 << 20
+
+#: What the salts of names that have no keys are made from, so that they look like all others. A comment to whoever does
+#: not know it.
+_SALT_KEY = b"#scram-salt-key:"
 
 _Stamp = tuple[int, int, int]
 
@@ -54,28 +64,72 @@ def is_name(name: bytes) -> bool:
     )
 
 
+def split_record(record: bytes) -> tuple[bytes, bytes]:
+    """The hash, and the text of SCRAM's keys or nothing; behind {PLAIN}, all belongs to the secret."""
+    if record.startswith(hashing.PLAIN):
+        return record, b""
+    text_hash, _, keys = record.partition(b" ")
+    return text_hash, keys
+
+
 def parse(text: bytes, path: str = "credentials") -> dict[bytes, bytes]:
-    """The hashes by names, from the text of a store. StoreError with the number of the first line that is not right."""
+    """The records by names, from the text of a store. StoreError with the number of the first line that is not right.
+
+    A record is a hash, or a hash, a blank, and SCRAM's keys.
+    """
     found: dict[bytes, bytes] = {}
     for number, line in enumerate(text.split(b"\n"), 1):
         if not line.strip() or line.startswith(b"#"):
             continue
-        name, colon, text_hash = line.partition(b":")
+        name, colon, record = line.partition(b":")
         if not colon or not is_name(name) or name != name.lower():
             raise StoreError(path, number, "expected NAME:HASH, the name in lower case")
         if name in found:
             raise StoreError(path, number, f"expected each name once, {name.decode('utf-8', 'replace')!a} was there")
         try:
-            hashing.scheme(text_hash)
-        except hashing.HashError as error:
+            _check(record)
+        except ValueError as error:
             raise StoreError(path, number, f"expected {error}") from None
-        found[name] = text_hash
+        found[name] = record
     return found
 
 
-def changed_text(text: bytes, name: bytes, text_hash: bytes | None) -> bytes:
-    """The text of a store with the line of `name` replaced or added, or left out where `text_hash` is None."""
-    new = None if text_hash is None else name + b":" + text_hash
+def _check(record: bytes) -> None:
+    """ValueError, with words that go behind "expected", for what is no record."""
+    text_hash, keys = split_record(record)
+    hashing.scheme(text_hash)
+    if keys or text_hash != record:
+        ScramKeys.parse(keys)
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """What a store says. `salt_key` is empty where it has none."""
+
+    records: Mapping[bytes, bytes] = field(default_factory=dict)
+    salt_key: bytes = b""
+    all_plain: bool = False
+    all_scram: bool = False
+
+    @classmethod
+    def read(cls, text: bytes, path: str) -> _Contents:
+        records = parse(text, path)
+        start = text.find(_SALT_KEY)
+        at_line_start = start == 0 or text[start - 1 : start] == b"\n"
+        salt_key = text[start:].partition(b"\n")[0] if start >= 0 and at_line_start else b""
+        plain = [record.startswith(hashing.PLAIN) for record in records.values()]
+        keyed = [bool(split_record(record)[1]) for record in records.values()]
+        return cls(
+            records,
+            salt_key,
+            all_plain=bool(records) and all(plain),
+            all_scram=bool(records) and all(map(max, plain, keyed)),
+        )
+
+
+def changed_text(text: bytes, name: bytes, record: bytes | None) -> bytes:
+    """The text of a store with the line of `name` replaced or added, or left out where `record` is None."""
+    new = None if record is None else name + b":" + record
     lines = text.split(b"\n")
     if not lines[-1]:
         lines.pop()
@@ -98,23 +152,44 @@ class CredentialStore:
         self.path = path
         self._lock = threading.Lock()
         self._stamp: _Stamp | None = None
-        self._hashes: dict[bytes, bytes] = {}
+        self._contents = _Contents()
+        self._own_salt_key = os.urandom(32)
 
     def get(self, name: bytes) -> bytes | None:
         """The hash of `name`, None when it is not in the store. StoreError when the store is wrong or unreadable."""
-        return self._current().get(name)
+        record = self._current().records.get(name)
+        return None if record is None else split_record(record)[0]
+
+    def scram(self, name: bytes) -> ScramKeys | None:
+        """SCRAM's keys of `name`, None when there are none. StoreError as for :meth:`get`."""
+        keys = split_record(self._current().records.get(name, b""))[1]
+        return ScramKeys.parse(keys) if keys else None
+
+    def salt_key(self) -> bytes:
+        """What the salts of names without keys are made from: the same as long as the store lives, once `qtwist user`
+        has written keys to it. StoreError as for :meth:`get`."""
+        return self._current().salt_key or self._own_salt_key
 
     def entries(self) -> dict[bytes, bytes]:
         """All hashes by names, in the order of the lines. StoreError as for :meth:`get`."""
-        return dict(self._current())
+        return {name: split_record(record)[0] for name, record in self._current().records.items()}
 
-    def set(self, name: bytes, text_hash: bytes) -> None:
+    def summary(self) -> tuple[bool, bool, bool]:
+        """Whether there is anybody; whether all secrets are readable; whether SCRAM works for all. StoreError."""
+        contents = self._current()
+        return bool(contents.records), contents.all_plain, contents.all_scram
+
+    def set(self, name: bytes, text_hash: bytes, keys: ScramKeys | None = None) -> None:
         """Add or replace `name`, durably. StoreError, OSError; ValueError for what is no name or no hash."""
         if not is_name(name) or name != name.lower():
             raise ValueError("no name for the credential store")
-        hashing.scheme(text_hash)
+        record = text_hash if keys is None else text_hash + b" " + keys.to_bytes()
+        _check(record)
         with self._changing() as (text, write):
-            write(changed_text(text, name, text_hash))
+            first = b""
+            if keys is not None and not _Contents.read(text, self.path).salt_key:
+                first = _SALT_KEY + binascii.hexlify(os.urandom(32)) + b"\n"
+            write(first + changed_text(text, name, record))
 
     def is_writable(self) -> bool:
         """Whether this process may change the store."""
@@ -123,9 +198,10 @@ class CredentialStore:
     def upgrade(self, name: bytes, old: bytes, new: bytes) -> bool:
         """Replace the hash of `name` if it is `old`; whether it was. StoreError, OSError."""
         with self._changing() as (text, write):
-            if parse(text, self.path).get(name) != old:
+            found, keys = split_record(parse(text, self.path).get(name, b""))
+            if found != old:
                 return False
-            write(changed_text(text, name, new))
+            write(changed_text(text, name, new + b" " + keys if keys else new))
         return True
 
     def delete(self, name: bytes) -> bool:
@@ -136,22 +212,22 @@ class CredentialStore:
             write(changed_text(text, name, None))
         return True
 
-    def _current(self) -> dict[bytes, bytes]:
+    def _current(self) -> _Contents:
         with self._lock:
             try:
                 status = os.stat(self.path)
             except FileNotFoundError:
-                self._stamp, self._hashes = None, {}
-                return self._hashes
+                self._stamp, self._contents = None, _Contents()
+                return self._contents
             except OSError as error:
                 raise StoreError(self.path, None, error.strerror or str(error)) from error
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if stamp != self._stamp:
                 # What is wrong lets nobody in, each time anew: the change may have removed somebody.
                 text, stamp = self._read()
-                self._hashes = parse(text, self.path)
+                self._contents = _Contents.read(text, self.path)
                 self._stamp = stamp
-            return self._hashes
+            return self._contents
 
     def _read(self) -> tuple[bytes, _Stamp]:
         try:

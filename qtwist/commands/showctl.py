@@ -11,7 +11,7 @@ from qtwist.commands.base import TEMPORARY, answer_help, home
 from qtwist.commands.streams import emit, shown
 from qtwist.control import CONTROL_FILES, Control, ControlError, ControlFile
 from qtwist.control_reading import read, split_lines
-from qtwist.control_table import COLON_LIST, INTEGER, LINE, LIST, TEXT
+from qtwist.control_table import COLON_LIST, DIRECTORIES, INTEGER, LINE, LIST, PEM_FILE, TEXT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -174,12 +174,19 @@ def _text(control: Control, entry: ControlFile) -> Iterator[bytes]:
         yield _sentence(entry, shown(line))
 
 
+def _pem(control: Control, entry: ControlFile) -> Iterator[bytes]:
+    """A file that may hold a private key is never shown."""
+    missing = _missing(control, entry)
+    yield missing + _sentence(entry, b"none" if missing else b"the file is there")
+
+
 _SHOW: dict[str, Callable[[Control, ControlFile], Iterator[bytes]]] = {
     LINE: _value,
     INTEGER: _value,
     LIST: _lines,
     COLON_LIST: _lines,
     TEXT: _text,
+    PEM_FILE: _pem,
 }
 
 
@@ -216,5 +223,5 @@ def _sentence(entry: ControlFile, value: bytes) -> bytes:
 def unknown(names: Sequence[str]) -> Iterator[bytes]:
     """The lines about files that are in no table."""
     for name in sorted(names):
-        if name not in CONTROL_FILES:
+        if name not in CONTROL_FILES and name not in DIRECTORIES:
             yield b"\n%b: Unknown: nothing reads a file of this name.\n" % shown(name)

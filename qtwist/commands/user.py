@@ -15,6 +15,7 @@ from qtwist.auth import hashing
 from qtwist.auth.mailboxes import MailboxError
 from qtwist.auth.passwords import Passwords
 from qtwist.auth.people import People, Refusal
+from qtwist.auth.scram import SALT_SIZE, ScramKeys
 from qtwist.auth.store import CredentialStore, StoreError
 from qtwist.commands.base import PERMANENT, TEMPORARY
 from qtwist.commands.base import home as default_home
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         kind.add_argument(
             "--apop", action="store_true", help="keep the password readable, for clients that use APOP or CRAM-MD5"
         )
+        kind.add_argument("--scram", action="store_true", help="keep keys for SCRAM-SHA-256 beside the hash")
 
     add = verb("add", "give somebody an address that receives mail and can be read")
     add.add_argument("--directory", metavar="DIR", help="the user's home directory [HOME/mail/NAME]")
@@ -130,9 +132,9 @@ class _Users:
         name = self.people.name(options.name)
         person = self.people.person(name, options.directory, _ids(options.uid))
         stored = self.store.get(name)
-        given = None
+        given, keys = None, None
         if stored is None or options.hash:
-            given = self.new_hash()
+            given, keys = self.new_hash()
         elif not hashing.matches(stored, _ask(f"Password of {options.name}, who has one already: ")):
             raise Refusal(f"{options.name} has another password; `qtwist user passwd` changes it")
         if stored is not None and given not in (None, stored):
@@ -141,15 +143,15 @@ class _Users:
         self.people.add(person)
         if stored is None:
             assert given is not None
-            self.store.set(name, given)
+            self.store.set(name, given, keys)
             _hand_over(self.people.home, self.store.path)
             _tell("wrote", f"{self.store.path} ({hashing.scheme(given)})")
         sys.stdout.write(f"{os.fsdecode(name)} receives mail and can log in.\n")
 
     def do_passwd(self) -> None:
         name = self.known_name()
-        new = self.new_hash()
-        self.store.set(name, new)
+        new, keys = self.new_hash()
+        self.store.set(name, new, keys)
         _tell("wrote", f"{self.store.path} ({hashing.scheme(new)})")
 
     def do_del(self) -> None:
@@ -177,7 +179,8 @@ class _Users:
             owner = self.people.known(name)
             account = None if owner else self.people.mailboxes.find(name)
             home = owner.home if owner else account.home if account else b"no address"
-            row = (os.fsdecode(name), hashing.scheme(stored), self.messages(owner), os.fsdecode(home))
+            kinds = hashing.scheme(stored) + ("+scram" if self.store.scram(name) else "")
+            row = (os.fsdecode(name), kinds, self.messages(owner), os.fsdecode(home))
             sys.stdout.write("\t".join(row) + "\n")
 
     def do_verify(self) -> int:
@@ -194,17 +197,26 @@ class _Users:
             raise Refusal(f"there is no user {self.options.name}")
         return name
 
-    def new_hash(self) -> bytes:
-        """What the store is to have: the hash that was given, or made of a password. Refusal, HashError."""
+    def new_hash(self) -> tuple[bytes, ScramKeys | None]:
+        """What the store is to have: the hash that was given, or made of a password, and SCRAM's keys where they are
+        wanted. Refusal, HashError."""
         options = self.options
         if options.hash:
             given = os.fsencode(options.hash)
             hashing.check_available(given)
-            return given
+            return given, None
         password = _ask(f"New password of {options.name}: ", twice=True)
         if not password or b"\0" in password or len(password) > hashing.LONGEST_PASSWORD:
             raise Refusal(f"a password has 1 to {hashing.LONGEST_PASSWORD} octets, and no NUL")
-        return hashing.PLAIN + password if options.apop else hashing.make(password)
+        if options.apop:
+            return hashing.PLAIN + password, None
+        keys = None
+        if options.scram:
+            try:
+                keys = ScramKeys.make(password, os.urandom(SALT_SIZE))
+            except ValueError as error:
+                raise Refusal(f"SCRAM wants {error}, in UTF-8") from None
+        return hashing.make(password), keys
 
     def messages(self, owner: Assignment | None) -> str:
         """How many there are, ``-`` where that cannot be found out."""

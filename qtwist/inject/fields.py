@@ -57,6 +57,10 @@ def action(name: bytes) -> int:
     return _ACTIONS.get(name, NOTED)
 
 
-def message_id(seconds: float, pid: int, idhost: bytes) -> bytes:
-    """The value of a Message-ID: unique as long as the clock is not set back by the time that pids need to recur."""
-    return b"<%04d%02d%02d%02d%02d%02d.%d.qmail@%b>" % (*gmtime(seconds)[:6], pid, idhost)
+def message_id(seconds: float, pid: int, idhost: bytes, number: int | None = None) -> bytes:
+    """The value of a Message-ID: unique as long as the clock is not set back by the time that pids need to recur.
+
+    A process that makes more than one numbers them (spec/related.md §9.2).
+    """
+    process = b"%d" % pid if number is None else b"%d.%d" % (number, pid)
+    return b"<%04d%02d%02d%02d%02d%02d.%b.qmail@%b>" % (*gmtime(seconds)[:6], process, idhost)

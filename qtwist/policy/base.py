@@ -19,7 +19,7 @@ Opinion = Reply | None
 Answer = Opinion | Awaitable[Opinion]
 P = TypeVar("P", bound="Policy")
 
-HOOKS = ("connect", "helo", "mail", "rcpt", "data", "message", "end")
+HOOKS = ("connect", "helo", "auth", "mail", "rcpt", "data", "message", "end")
 
 
 @attrs.frozen
@@ -82,6 +82,9 @@ class Policy:
 
     def helo(self, session: Session, name: bytes) -> Answer:
         """HELO or EHLO (`session.extended`) with this name; the text of a positive reply is not used."""
+
+    def auth(self, session: Session) -> Answer:
+        """AUTH has been right: `session.user` is who has logged in. A refusal refuses the login."""
 
     def mail(self, session: Session, sender: Address) -> Answer:
         """MAIL; the address is empty for a bounce. `session.sender` is set once it is accepted."""

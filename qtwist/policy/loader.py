@@ -16,27 +16,29 @@ if TYPE_CHECKING:
     from qtwist.control import Control
 
 
-def load_policies(control: Control, standard: Mapping[str, Policy] | None = None) -> list[Policy]:
-    """The policies that control/policies names, in order; none when there is no such file. `standard` are those that
-    may be named by a word.
+def load_policies(
+    control: Control, standard: Mapping[str, Policy] | None = None, file: str = "policies"
+) -> list[Policy]:
+    """The policies that control/`file` names, in order; none when there is no such file. `standard` are those that may
+    be named by a word.
 
     ControlError, with file and line, for a line that cannot be imported, names no Policy, or whose `from_control`
     fails, and for a word that comes twice.
     """
+    path = control.path(file)
     found: list[Policy] = []
-    for number, line in control.numbered("policies") or ():
+    for number, line in control.numbered(file) or ():
         name = line.decode("utf-8", "backslashreplace")
         policy = (standard or {}).get(name)
         if policy is None:
-            policy = _load(control, number, name)
+            policy = _load(control, path, number, name)
         elif policy in found:
-            raise ControlError(control.path("policies"), number, f"{name!r} once more", "each policy once")
+            raise ControlError(path, number, f"{name!r} once more", "each policy once")
         found.append(policy)
     return found
 
 
-def _load(control: Control, number: int, name: str) -> Policy:
-    path = control.path("policies")
+def _load(control: Control, path: str, number: int, name: str) -> Policy:
     module_name, _, class_name = name.rpartition(".")
     if not module_name:
         raise ControlError(path, number, repr(name), "package.module.Class of a policy, or one of qtwist's by name")

@@ -35,6 +35,17 @@ class RelayClients(Policy):
         return None
 
 
+class LoginMayRelay(Policy):
+    """Who has logged in may send mail to anywhere, and is named as an IDENT server would name them (spec/related.md
+    §14.3)."""
+
+    def auth(self, session: Session) -> Opinion:
+        assert session.user is not None
+        session.environment.setdefault(b"RELAYCLIENT", b"")
+        session.environment[b"TCPREMOTEINFO"] = session.user
+        return None
+
+
 @attrs.frozen
 class Networks:
     """The addresses and networks that a control file lists."""

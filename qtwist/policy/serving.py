@@ -17,11 +17,12 @@ from qtwist.policy.base import HOOKS, Policy, hooks
 from qtwist.policy.connection import PolicyConnection
 from qtwist.policy.limits import ClientLimits
 from qtwist.policy.loader import load_policies
-from qtwist.policy.relay import Networks, RelayClients
+from qtwist.policy.relay import LoginMayRelay, Networks, RelayClients
 from qtwist.policy.session import Session
 from qtwist.policy.standard import STANDARD
 from qtwist.policy.surroundings import Surroundings
 from qtwist.policy.tcprules import TCPRules, read_rules
+from qtwist.policy.tlsclients import TLSClients
 from qtwist.policy.trace import Tracer
 from qtwist.policy.watched import Watched
 from qtwist.serving import DrainingFactory
@@ -90,6 +91,8 @@ class PolicyFactory(DrainingFactory[C]):
         return [
             TCPRules(self.surroundings, self.service),
             RelayClients(control),
+            TLSClients(control),
+            LoginMayRelay(),
             ClientLimits(self.surroundings),
             *policies,
             *listed,

@@ -8,8 +8,9 @@ from typing import Any
 
 import attrs
 
-from qtwist.mail.address import Address
+from qtwist.mail.address import Address, sanitise_received
 from qtwist.mail.received import server_received
+from qtwist.tls.info import TLSInfo
 
 
 def plain_ip(host: str) -> str:
@@ -24,6 +25,14 @@ def plain_ip(host: str) -> str:
     return host
 
 
+def is_local(ip: str) -> bool:
+    """Whether a peer is on this host: a loopback address, or none, as of a Unix socket."""
+    try:
+        return not ip or ip_address(ip.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
 @attrs.define
 class Session:
     """One connection, and the transaction that runs on it.
@@ -31,7 +40,7 @@ class Session:
     `environment` holds what qmail's programs find in theirs (spec/qmail.md §4): TCPREMOTEIP, TCPREMOTEHOST,
     TCPREMOTEINFO, TCPLOCALIP, TCPLOCALHOST say who talks to whom, RELAYCLIENT lets the client relay, DATABYTES
     overrides control/databytes. Policies set them in their `connect` hook. The addresses are empty strings where the
-    transport has none.
+    transport has none. `tls` is None as long as the connection is not encrypted.
     """
 
     id: str  # one per connection, in every log event
@@ -43,7 +52,13 @@ class Session:
     notes: dict[object, object] = attrs.field(factory=dict)  # for policies; a policy may use itself as key
     helo: bytes | None = None
     extended: bool = False  # the client said EHLO
+    tls: TLSInfo | None = None
+    user: bytes | None = None  # who has logged in by AUTH, by the name that the credential store knows
+    mechanism: str = ""  # of that AUTH
+    account: Any = None  # the IAccount of who has logged in
     sender: Address | None = None
+    authors: list[bytes] = attrs.field(factory=list)  # of From; for the `message` hook, in submission
+    relay_certificate: bytes = b""  # the address in the client's certificate that gave it RELAYCLIENT
     declared_size: int = 0  # octets, from SIZE= of MAIL; 0 when not given
     recipients: list[Address] = attrs.field(factory=list)
     heard: int = 0  # octets that the client has sent
@@ -70,7 +85,13 @@ class Session:
         return b"RELAYCLIENT" in self.environment
 
     def received(self, protocol: bytes, seconds: float) -> bytes:
-        """The Received line for a message that comes now (§16.7); `seconds` since the epoch."""
+        """The Received line for a message that comes now (§16.7); `seconds` since the epoch. SMTP over TLS, and from
+        somebody who has logged in, is ESMTPS, ESMTPA or ESMTPSA (RFC 3848); a comment says how it was encrypted and
+        whose certificate let the client relay."""
+        if protocol == b"SMTP" and (self.tls is not None or self.user is not None):
+            protocol = b"ESMTP" + b"S" * (self.tls is not None) + b"A" * (self.user is not None)
+        if self.tls is not None:
+            protocol += self._encrypted(self.tls)
         known = self.environment
         return server_received(
             remote_host=known.get(b"TCPREMOTEHOST", b"unknown"),
@@ -81,6 +102,17 @@ class Session:
             helo=self.helo,
             remote_info=known.get(b"TCPREMOTEINFO"),
         )
+
+    def _encrypted(self, tls: TLSInfo) -> bytes:
+        certificate = sanitise_received(self.relay_certificate)
+        return b" (%s encrypted)%s" % (tls.cipher.encode(), b" (cert %s)" % certificate if certificate else b"")
+
+    def encrypted(self, tls: TLSInfo) -> None:
+        """From here on the connection is encrypted: what the client said of itself before is void (RFC 3207 §4.2)."""
+        self.tls = tls
+        self.helo = None
+        self.extended = False
+        self.forget_transaction()
 
     def forget_transaction(self) -> None:
         self.sender = None

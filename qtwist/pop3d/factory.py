@@ -15,6 +15,7 @@ from qtwist.policy.watched import Watched
 from qtwist.pop3d.protocol import POP3Protocol
 from qtwist.pop3d.settings import FILES, Settings, read_settings
 from qtwist.serving import DrainingFactory
+from qtwist.tls.certificates import Certificates
 from qtwist.wire.pop3_server import Limits
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class POP3Factory(DrainingFactory[POP3Protocol]):
         self.clock = clock
         self.now = now
         self.settings: Watched[Settings] = Watched(control, FILES, lambda: read_settings(control))
+        self.certificates = Certificates(control, now)
         self._counter = itertools.count(1)
         self._gate = Gate(control, "pop3")
 

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
+import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import attrs
 from twisted.cred.credentials import UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, ISSLTransport
+from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from qtwist.auth.credentials import APOPCredentials
+from qtwist.auth.credentials import APOPCredentials, credentials_of
 from qtwist.auth.errors import LoginUnavailable
 from qtwist.control import ControlError
-from qtwist.policy.session import plain_ip
+from qtwist.policy.session import is_local, plain_ip
 from qtwist.pop3d.interfaces import (
     IMaildrop,
     MaildropError,
@@ -27,8 +28,13 @@ from qtwist.pop3d.interfaces import (
     MaildropTrouble,
     MessageGone,
 )
+from qtwist.tls.binding import channel_bindings
+from qtwist.tls.info import TLSInfo
+from qtwist.tls.serving import TLSConnection
 from qtwist.wire import pop3_server as wire
 from qtwist.wire.pop3_server import BAD_CREDENTIALS, IN_USE, PERMANENT, TEMPORARY, POP3Server
+from qtwist.wire.sasl import Channel, SaltWanted
+from qtwist.wire.sasl_mechanisms import SCRAM, Claimed, Confirmed, offered
 from qtwist.writing import write
 
 if TYPE_CHECKING:
@@ -40,6 +46,8 @@ CANNOT_READ = b"the configuration cannot be read"
 TOO_MANY = b"too many connections, try again later"
 CLOSING = b"the service is shutting down, try again later"
 WRONG = b"wrong name or password"
+NO_TLS = b"TLS is not available now"
+FOREIGN = b"that is not the name in the certificate"
 NO_LOGIN = b"logins cannot be checked now, try again later"
 NO_MAILDROP = b"there is no mailbox that can be read"
 IN_USE_TEXT = b"the mailbox is in use"
@@ -48,7 +56,7 @@ GONE = b"the message is no longer there"
 
 
 @implementer(IPushProducer)
-class POP3Protocol(Protocol):
+class POP3Protocol(TLSConnection, Protocol):
     """Feeds a :class:`POP3Server` and does what it asks.
 
     It reads no further than the client takes its answers, and a message no faster. A client that says nothing, or does
@@ -65,6 +73,8 @@ class POP3Protocol(Protocol):
         self._source: Any = None
         self._logout: Callable[[], object] | None = None
         self._user = ""
+        self._method = ""
+        self._emails: tuple[bytes, ...] = ()  # in the certificate that the client has shown
         self._waiting: Deferred[Any] | None = None
         self._may_cancel = False
         self._pumping = False
@@ -99,10 +109,11 @@ class POP3Protocol(Protocol):
             self._timeout = settings.timeout
             self._engine = engine = POP3Server(
                 factory.timestamp(settings.host),
-                secure=ISSLTransport.providedBy(transport),
                 plaintext=settings.plaintext or is_local(self._ip),
                 limits=factory.limits,
+                mechanisms=None,
             )
+            engine.channel = Channel(settings.host, lambda: secrets.token_urlsafe(18).encode("ascii"))
             if factory.draining:
                 engine.end(CLOSING, TEMPORARY)
             elif others >= max(1, settings.connections // factory.share):
@@ -116,8 +127,10 @@ class POP3Protocol(Protocol):
             else:
                 log.debug("{id}: connection from {ip}", id=self._id, ip=self._ip)
                 engine.greet()
+            engine.offer_tls = factory.certificates.usable
         self._last = factory.clock.seconds()
         self._timer = factory.clock.callLater(self._timeout, self._tick)
+        self._engine.secured = self.is_tls_from_the_start(self._id)
         self._pump()
 
     def dataReceived(self, data: bytes) -> None:
@@ -131,6 +144,7 @@ class POP3Protocol(Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self.tls_lost(reason)
         if self._waiting is not None:
             if self._may_cancel:
                 self._waiting.cancel()
@@ -165,7 +179,9 @@ class POP3Protocol(Protocol):
 
     def drain(self) -> None:
         """Leave, unless somebody has logged in: then QUIT is worth waiting for, because it deletes."""
-        if not (self._engine.in_transaction or self._engine.closed):
+        if self.handshaking:
+            self.abort()
+        elif not (self._engine.in_transaction or self._engine.closed):
             self._engine.end(CLOSING, TEMPORARY)
             if self._waiting is not None and self._may_cancel:
                 self._waiting.cancel()
@@ -180,7 +196,7 @@ class POP3Protocol(Protocol):
 
     def _pump(self) -> None:
         """Handle events until there is nothing more to do now; send what there is to say."""
-        if self._pumping:
+        if self._pumping or self.handshaking:
             return
         engine = self._engine
         self._pumping = True
@@ -203,7 +219,7 @@ class POP3Protocol(Protocol):
             self._leaving = True
             transport: Any = self.transport
             transport.unregisterProducer()
-            transport.loseConnection()
+            self.leave_tls()
 
     def _flush(self) -> None:
         data = self._engine.data_to_send()
@@ -256,13 +272,31 @@ class POP3Protocol(Protocol):
         left = self._last + self._timeout - clock.seconds()
         self._timer = None
         if left <= 0:
-            if self._waiting is None or self._leaving:
+            if self._waiting is None or self._leaving or self.handshaking:
                 log.info("{id}: timeout", id=self._id)
                 self._end = "timeout"
                 self.abort()
                 return
             left = self._timeout  # it waits for us
         self._timer = clock.callLater(left, self._tick)
+
+    # TLS
+
+    def _on_start_tls(self, event: wire.StartTLS) -> None:
+        creator = self.factory.certificates.creator()
+        if creator is None:
+            self._engine.refuse(NO_TLS, TEMPORARY)
+            return
+        self._engine.start_tls()
+        self._flush()
+        if not self._engine.closed:
+            self.start_tls(creator)
+
+    def tls_begins(self, info: TLSInfo) -> None:
+        self._engine.mechanisms = None  # there may be others now
+        self._emails = () if info.client is None else info.client.emails
+        self._last = self.factory.clock.seconds()
+        self._pump()
 
     # Logging in
 
@@ -274,15 +308,56 @@ class POP3Protocol(Protocol):
         else:
             assert event.password is not None
             credentials = UsernamePassword(event.username, event.password)
+        self._log_in(credentials, event.method)
+
+    def _on_claimed(self, event: Claimed) -> None:
+        credentials = credentials_of(event.claim, self._emails)
+        if credentials is None:
+            self._engine.refuse(FOREIGN, BAD_CREDENTIALS)
+            return
+        self._user = show(credentials.username)
+        self._log_in(credentials, f"AUTH {event.mechanism}")
+
+    def _log_in(self, credentials: Any, method: str) -> None:
         login = self.factory.authenticator.login(credentials, self._ip, self.factory.service, IMaildrop)
 
         def done(result: tuple[Any, Callable[[], object]]) -> None:
-            maildrop, logout = result
-            self._maildrop, self._logout = maildrop, logout
+            self._maildrop, self._logout = result
+            self._method = method
             if self._engine.closed:
                 self._close_maildrop()
-                return
-            self._wait(maildrop.open(), opened, not_opened)
+            elif getattr(credentials, "signature", b""):
+                self._engine.confirm(credentials.signature)
+            else:
+                self._open()
+
+        self._close_maildrop()  # of a login that the client has gone back on
+        self._wait(login, done, self._no_login, may_cancel=True)
+
+    def _on_confirmed(self, event: Confirmed) -> None:
+        self._open()
+
+    def _on_mechanisms_wanted(self, event: wire.MechanismsWanted) -> None:
+        def failed(failure: Failure) -> None:
+            log.error("{id}: no AUTH is offered: {error}", id=self._id, error=str(failure.value))
+            give(())
+
+        def give(working: tuple[bytes, ...]) -> None:
+            engine = self._engine
+            transport: Any = self.transport
+            bindings = channel_bindings(transport.getHandle()) if engine.secured and SCRAM in working else {}
+            engine.channel = attrs.evolve(engine.channel, bindings=bindings)
+            if not engine.closed:
+                engine.give_mechanisms(offered(working, bound=bool(bindings), certified=bool(self._emails)))
+
+        self._wait(self.factory.authenticator.mechanisms(), give, failed, may_cancel=True)
+
+    def _on_salt_wanted(self, event: SaltWanted) -> None:
+        give = self._unless_closed(lambda found: self._engine.salted(*found))
+        self._wait(self.factory.authenticator.salt(event.username), give, self._no_login, may_cancel=True)
+
+    def _open(self) -> None:
+        """The login is right; now for the mailbox."""
 
         def opened(count: int) -> None:
             if self._engine.closed:
@@ -292,7 +367,7 @@ class POP3Protocol(Protocol):
                 id=self._id,
                 user=self._user,
                 ip=self._ip,
-                method=event.method,
+                method=self._method,
                 count=count,
             )
             self._engine.logged_in(count)
@@ -301,7 +376,7 @@ class POP3Protocol(Protocol):
             self._close_maildrop()
             self._refuse(failure)
 
-        self._wait(login, done, self._no_login, may_cancel=True)
+        self._wait(self._maildrop.open(), opened, not_opened)
 
     def _no_login(self, failure: Failure) -> None:
         """The authenticator has logged it."""
@@ -406,7 +481,12 @@ class POP3Protocol(Protocol):
             logout()
 
     _handlers: ClassVar[dict[type, Callable[[POP3Protocol, Any], None]]] = {
+        wire.StartTLS: _on_start_tls,
         wire.Login: _on_login,
+        wire.MechanismsWanted: _on_mechanisms_wanted,
+        SaltWanted: _on_salt_wanted,
+        Claimed: _on_claimed,
+        Confirmed: _on_confirmed,
         wire.SizesWanted: _on_sizes,
         wire.UidsWanted: _on_uids,
         wire.Retrieve: _on_retrieve,
@@ -414,14 +494,6 @@ class POP3Protocol(Protocol):
         wire.Finish: _on_finish,
         wire.Quit: _on_quit,
     }
-
-
-def is_local(ip: str) -> bool:
-    """Whether a client with this address is on this host; one without an address came through a Unix socket."""
-    try:
-        return not ip or ipaddress.ip_address(ip.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
 
 
 def show(text: bytes) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from twisted.cred.credentials import IUsernameHashedPassword, UsernamePassword
+from twisted.cred.credentials import UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.threads import deferToThreadPool
@@ -21,17 +21,20 @@ from twisted.logger import Logger
 from zope.interface import Interface
 
 from qtwist.auth.authenticator import Authenticator
-from qtwist.auth.credentials import APOPCredentials
+from qtwist.auth.credentials import APOPCredentials, CertifiedName, CRAMCredentials, ScramCredentials
 from qtwist.auth.errors import LoginUnavailable
 from qtwist.auth.mailboxes import Account, MailboxError, Mailboxes
 from qtwist.auth.realm import IAccount
 from qtwist.control_reading import ControlError
+from qtwist.pop3d.interfaces import IMaildrop
 from qtwist.pop3d.mailbox import MailboxSession
 from qtwist.pop3d.maildrop import Maildrop, reactor_threads
 from qtwist.processes.packets import PacketConnection
 from qtwist.wire import spawning
 
-_PASSWORD, _APOP = "password", "apop"
+_PASSWORD, _APOP, _CRAM, _SCRAM, _CERTIFIED = "password", "apop", "cram", "scram", "certified"
+_MECHANISMS, _SALT = "mechanisms", "salt"
+_MAILBOX, _ACCOUNT = "mailbox", "account"
 _OK, _NO, _UNAVAILABLE = "ok", "no", "unavailable"
 
 _log = Logger(namespace="qtwist.logins")
@@ -57,7 +60,35 @@ class LoginClient:
     def login(
         self, credentials: Any, remote_ip: str, service: str, *interfaces: type[Interface]
     ) -> Deferred[tuple[Any, Any]]:
-        """As :meth:`Authenticator.login`; the avatar is the mailbox, an IMaildrop."""
+        """As :meth:`Authenticator.login`; the avatar is the mailbox, an IMaildrop, or an IAccount without a maildir."""
+        kind, *values = _packed(credentials)
+        wanted = _MAILBOX if IMaildrop in interfaces else _ACCOUNT
+
+        def done(answer: tuple[list[Any], list[int]]) -> tuple[Any, Any]:
+            told, fds = answer
+            if wanted == _ACCOUNT:
+                name, home, uid, gid, signature = told
+                if signature:
+                    credentials.signature = _octets(signature)
+                return Account(_octets(name), _octets(home), None, uid, gid, {}), lambda: None
+            if told:
+                credentials.signature = _octets(told[0])
+            mailbox = socket.socket(fileno=fds[0])
+            maildrop = Maildrop(None, reactor_threads(self._reactor), opened=lambda: MailboxSession(mailbox))
+            return maildrop, lambda: None
+
+        return self._ask(kind, wanted, service, remote_ip, *map(_text, values)).addCallback(done)
+
+    def mechanisms(self) -> Deferred[tuple[bytes, ...]]:
+        """As :meth:`Authenticator.mechanisms`."""
+        return self._ask(_MECHANISMS).addCallback(lambda answer: tuple(map(_octets, answer[0])))
+
+    def salt(self, username: bytes) -> Deferred[tuple[bytes, int]]:
+        """As :meth:`Authenticator.salt`."""
+        return self._ask(_SALT, _text(username)).addCallback(lambda answer: (_octets(answer[0][0]), answer[0][1]))
+
+    def _ask(self, *words: str) -> Deferred[Any]:
+        """Fires with what is answered, a list and descriptors; errbacks as a login does."""
         if self._connection is None:
             return fail(LoginUnavailable("the role that checks passwords is not running"))
         number = next(self._numbers) & 0xFFFFFFFF
@@ -67,26 +98,21 @@ class LoginClient:
 
         answer: Deferred[Any] = Deferred(cancelled)
         self._waiting[number] = answer
-        if isinstance(credentials, APOPCredentials):
-            values = [_APOP, credentials.username, credentials.timestamp, credentials.digest]
-        else:
-            values = [_PASSWORD, credentials.username, credentials.password, b""]
-        text = [value.decode("latin-1") if isinstance(value, bytes) else value for value in values]
-        self._connection.send(json.dumps([number, service, remote_ip, *text]).encode("ascii"))
+        self._connection.send(json.dumps([number, *words]).encode("ascii"))
         return answer
 
     def _answered(self, packet: bytes, fds: list[int]) -> None:
-        number, verdict, text = json.loads(packet)
+        number, verdict, told = json.loads(packet)
         answer = self._waiting.pop(number, None)
-        if verdict == _OK and len(fds) == 1 and answer is not None:
-            mailbox = socket.socket(fileno=fds[0])
-            maildrop = Maildrop(None, reactor_threads(self._reactor), opened=lambda: MailboxSession(mailbox))
-            answer.callback((maildrop, lambda: None))
+        if answer is None or verdict != _OK:
+            for fd in fds:
+                os.close(fd)
+        if answer is None:
             return
-        for fd in fds:
-            os.close(fd)
-        if answer is not None:
-            answer.errback(UnauthorizedLogin(text) if verdict == _NO else LoginUnavailable(text))
+        if verdict == _OK:
+            answer.callback((told, fds))
+        else:
+            answer.errback(UnauthorizedLogin(told) if verdict == _NO else LoginUnavailable(told))
 
     def _lost(self) -> None:
         self._connection = None
@@ -163,17 +189,19 @@ class LoginServer:
     def _asked(self, packet: bytes, fds: list[int]) -> None:
         for fd in fds:
             os.close(fd)
-        number, service, remote_ip, kind, name, *secrets = json.loads(packet)
-        first, second = (secret.encode("latin-1") for secret in secrets)
-        user = name.encode("latin-1")
-        credentials: IUsernameHashedPassword | UsernamePassword
-        credentials = APOPCredentials(user, first, second) if kind == _APOP else UsernamePassword(user, first)
-        Deferred.fromCoroutine(self._log_in(number, credentials, str(remote_ip), str(service)))
+        number, kind, *words = json.loads(packet)
+        Deferred.fromCoroutine(self._answer_for(number, kind, words))
 
-    async def _log_in(self, number: int, credentials: Any, remote_ip: str, service: str) -> None:
+    async def _answer_for(self, number: int, kind: str, words: list[str]) -> None:
+        told: list[Any]
         try:
-            account, _ = await self._authenticator.login(credentials, remote_ip, service, IAccount)
-            mailbox = await self._open_mailbox(await self._local_part(account))
+            if kind == _MECHANISMS:
+                told, mailbox = list(map(_text, await self._authenticator.mechanisms())), None
+            elif kind == _SALT:
+                salt, iterations = await self._authenticator.salt(_octets(words[0]))
+                told, mailbox = [_text(salt), iterations], None
+            else:
+                told, mailbox = await self._log_in(kind, *words)
         except UnauthorizedLogin:
             self._answer(number, _NO, "")
         except LoginUnavailable as error:
@@ -182,8 +210,19 @@ class LoginServer:
             _log.failure("a login met an unexpected error")
             self._answer(number, _UNAVAILABLE, "internal error")
         else:
-            with mailbox:
-                self._answer(number, _OK, "", [mailbox.fileno()])
+            self._answer(number, _OK, told, mailbox)
+
+    async def _log_in(
+        self, kind: str, wanted: str, service: str, remote_ip: str, *values: str
+    ) -> tuple[list[Any], socket.socket | None]:
+        """What is told of who has logged in, and the mailbox where one is wanted."""
+        credentials: Any = _UNPACKED[kind](*map(_octets, values))
+        account, _ = await self._authenticator.login(credentials, remote_ip, service, IAccount)
+        signature = getattr(credentials, "signature", b"")
+        if wanted == _ACCOUNT:
+            return [_text(account.name), _text(account.home), account.uid, account.gid, _text(signature)], None
+        mailbox = await self._open_mailbox(await self._local_part(account))
+        return [_text(signature)] if signature else [], mailbox
 
     async def _local_part(self, account: Account) -> bytes:
         """The local part that lspawn knows the mailbox by."""
@@ -196,5 +235,41 @@ class LoginServer:
             raise LoginUnavailable("no mail is delivered to that name")
         return local
 
-    def _answer(self, number: int, verdict: str, text: str, fds: list[int] | None = None) -> None:
-        self._connection.send(json.dumps([number, verdict, text]).encode("ascii"), fds or ())
+    def _answer(self, number: int, verdict: str, told: object, mailbox: socket.socket | None = None) -> None:
+        packet = json.dumps([number, verdict, told]).encode("ascii")
+        if mailbox is None:
+            self._connection.send(packet)
+        else:
+            with mailbox:
+                self._connection.send(packet, [mailbox.fileno()])
+
+
+def _packed(credentials: Any) -> list[Any]:
+    """Their kind, and what they are made of."""
+    if isinstance(credentials, APOPCredentials):
+        return [_APOP, credentials.username, credentials.timestamp, credentials.digest]
+    if isinstance(credentials, CRAMCredentials):
+        return [_CRAM, credentials.username, credentials.challenge, credentials.response]
+    if isinstance(credentials, ScramCredentials):
+        return [_SCRAM, credentials.username, credentials.message, credentials.proof]
+    if isinstance(credentials, CertifiedName):
+        return [_CERTIFIED, credentials.username]
+    return [_PASSWORD, credentials.username, credentials.password]
+
+
+_UNPACKED: dict[str, Callable[..., Any]] = {
+    _PASSWORD: UsernamePassword,
+    _APOP: APOPCredentials,
+    _CRAM: CRAMCredentials,
+    _SCRAM: ScramCredentials,
+    _CERTIFIED: CertifiedName,
+}
+
+
+def _text(octets: bytes) -> str:
+    """As JSON can have them."""
+    return octets.decode("latin-1")
+
+
+def _octets(text: str) -> bytes:
+    return text.encode("latin-1")

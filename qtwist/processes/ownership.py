@@ -1,8 +1,8 @@
 """Who owns what in a home whose daemon is started as root (spec/qmail.md §1.3, §1.4).
 
 qmail parts the queue between qmailq, qmails and qmailr. Here one role works on it, so that all of it is qmailq's but
-for lock/tcpto, which is qmailr's. :func:`claim` takes over what a qmail-send has left, in an order that a crash in
-between does not harm: the directories last, so that what is left to do is seen the next time.
+for lock/tcpto and lock/tlsseen, which are qmailr's. :func:`claim` takes over what a qmail-send has left, in an order
+that a crash in between does not harm: the directories last, so that what is left to do is seen the next time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _FLAT = ("pid", "intd", "todo", "bounce", "lock")
 _SPLIT = ("mess", "info", "local", "remote")
+#: What is qmailr's in lock/.
+_OF_REMOTE = ("tcpto", "tlsseen")
 #: What is qmails' in qmail.
 _OF_SEND = ("info", "local", "remote", "bounce")
 
@@ -48,7 +50,11 @@ def claim(home: Home, accounts: dict[str, RoleAccount]) -> None:
 
     OSError, LayoutError when that cannot be.
     """
-    for path, uid, gid in strays(open_layout(home.queue_path, home.disk), accounts):
+    layout = open_layout(home.queue_path, home.disk)
+    with contextlib.suppress(FileExistsError):
+        # qmailr may make no file there.
+        os.close(os.open(layout.lock("tlsseen"), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    for path, uid, gid in strays(layout, accounts):
         os.chown(path, uid, gid, follow_symlinks=False)
     for name, role in (("run", "qmailq"), ("log", "qmaill"), ("greylist", "qmaild")):
         directory, account = os.path.join(home.path, name), accounts[role]
@@ -64,25 +70,30 @@ def strays(layout: Layout, accounts: dict[str, RoleAccount]) -> Iterator[tuple[s
     In the order to give it away, each before the next is asked for. Links are not followed.
     """
     queue, remote = accounts["qmailq"], accounts["qmailr"]
+    of_remote = [layout.lock(name) for name in _OF_REMOTE]
     for room in _rooms(layout):
         # In qmail, lock/ is qmailq's, and some of what is in it is not.
         if room == layout.room("lock") or not _is(room, queue.uid, queue.gid):
             for path in _files(room):
-                if path != layout.lock("tcpto") and not _is(path, queue.uid, queue.gid):
+                if path not in of_remote and not _is(path, queue.uid, queue.gid):
                     yield path, queue.uid, queue.gid
             if not _is(room, queue.uid, queue.gid):
                 yield room, queue.uid, queue.gid
-    if not _is(layout.lock("tcpto"), remote.uid, remote.gid):
-        yield layout.lock("tcpto"), remote.uid, remote.gid
+    for path in of_remote:
+        if os.path.lexists(path) and not _is(path, remote.uid, remote.gid):
+            yield path, remote.uid, remote.gid
 
 
 def give_back(layout: Layout, queue: tuple[int, int], remote: int, send: int) -> int:
-    """Part the queue as qmail does (§1.4): qmailq's user and group id, the user ids of qmailr and qmails.
+    """Part the queue as qmail does (§1.4): qmailq's user and group id, the user ids of qmailr and qmails; without what
+    qmail does not know.
 
     How many files and directories changed hands. The caller holds the queue's lock. OSError.
     """
     uid, gid = queue
     changed = 0
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(layout.lock("tlsseen"))
     for room in _rooms(layout):
         holder = send if os.path.relpath(room, layout.directory).split("/")[0] in _OF_SEND else uid
         for path in (*_files(room), room):

@@ -5,6 +5,7 @@ supervisor, who says what there is to do:
 
 ===============  ==========================================================================
 ``listen``       with a listening socket: serve it (servers)
+``listen-tls``   the same, where TLS begins before the first word
 ``local``        with a packet socket: local deliveries go there (``send``)
 ``remote``       with a packet socket: remote deliveries go there (``send``)
 ``sender``       with a packet socket: the queue manager asks for deliveries there (``rspawn``)
@@ -41,7 +42,7 @@ from qtwist.auth.making import make_authenticator
 from qtwist.commands.base import write_all
 from qtwist.control import Control, ControlError
 from qtwist.events import SWITCH, Events
-from qtwist.home import SERVED, Home
+from qtwist.home import Home
 from qtwist.policy.serving import asks_network
 from qtwist.processes.confine import forbid_network
 from qtwist.processes.logins import LoginClient, LoginServer, MailboxOpener
@@ -91,19 +92,19 @@ class ServerRole(Role):
     """smtpd and its like: clients on one side, the queue's door on the other. `share` is one out of how many processes
     of the kind this is."""
 
-    def __init__(self, home: Home, role: str, share: int) -> None:
+    def __init__(self, home: Home, name: str, share: int) -> None:
         super().__init__(home)
         home.queue = DoorQueue(home.path, home.reactor)  # type: ignore[assignment]  # an entrance is all a server needs
         self._logins = LoginClient(home.reactor)
         home.authenticator = self._logins  # type: ignore[assignment]  # it has what a server asks of one
-        self._service: ServerService = home.server(role)
+        self._service: ServerService = home.server(name)
         self._service.factory.share = share
 
     def told(self, word: str, fds: list[int]) -> None:
-        if word == "listen":
+        if word in ("listen", "listen-tls"):
             [fd] = fds
             with socket.socket(fileno=os.dup(fd)) as listening:
-                self._service.adopt(listening)
+                self._service.adopt(listening, implicit_tls=word == "listen-tls")
         elif word == "logins":
             [fd] = fds
             self._logins.connect(socket.socket(fileno=os.dup(fd)))
@@ -261,7 +262,7 @@ def make_role(name: str, home: Home, options: list[str]) -> Role:
     if name == "auth":
         return AuthRole(home)
     [share] = options
-    return ServerRole(home, {make: role for role, make in SERVED.items()}[name], int(share))
+    return ServerRole(home, name, int(share))
 
 
 @implementer(ILogObserver)
@@ -310,6 +311,8 @@ def may_need_network(control: Control, name: str) -> bool:
         return True
     if name == "auth":
         return bool(control.line("checkpassword")) or bool(control.integer("systemaccounts"))
+    if name == "submission":
+        return bool(control.list("submissionpolicies"))
     return name != "send" and (bool(control.list("policies")) or asks_network(control))
 
 

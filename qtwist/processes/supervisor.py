@@ -47,8 +47,6 @@ RECOVERED = 60.0
 #: Seconds that servers get to end, beyond what they allow their clients; then they are killed.
 PATIENCE = 60.0
 
-#: Servers whose clients log in.
-LOGGING_IN = ("pop3d",)
 #: Servers that ask whether recipients exist.
 ASKING = ("smtpd", "qmtpd")
 
@@ -63,7 +61,7 @@ class Kind:
     name: str
     account: RoleAccount
     options: tuple[str, ...] = ()
-    listening: tuple[socket.socket, ...] = ()
+    listening: tuple[tuple[bytes, socket.socket], ...] = ()  # each with the order that goes with it
 
     def table_entry(self, home: str, environ: dict[str, str]) -> dict[str, Any]:
         """As lspawn wants it."""
@@ -134,8 +132,8 @@ class Process:
         for fd in fds:
             os.close(fd)
         supervisor.starting(self)
-        for port in self.kind.listening:
-            self._connection.send(b"listen", [port.fileno()])
+        for word, port in self.kind.listening:
+            self._connection.send(word, [port.fileno()])
         self._connection.send(b"start")
         supervisor.connect(self)
 
@@ -235,6 +233,7 @@ class Supervisor(Service):
         self._waited_for: set[Process] = set()  # have not said yet that they are ready
         self._accounts: dict[str, RoleAccount] = {}
         self.processes: list[Process] = []
+        self._logging_in: list[str] = []  # kinds of servers whose clients log in
         self._unnamed: dict[str, list[Process]] = {}  # started, and lspawn has not yet said as what
         self._lspawn: PacketConnection | None = None
         self._lspawn_process: subprocess.Popen[bytes] | None = None
@@ -294,16 +293,22 @@ class Supervisor(Service):
         server = accounts["qmaild"]
         kinds = [(Kind("send", accounts["qmailq"], (str(server.uid),)), 1), (Kind("rspawn", accounts["qmailr"]), 1)]
         workers = home.control.integer("smtpdworkers") or len(os.sched_getaffinity(0))
-        for role, name in SERVED.items():
-            listeners = [listener for listener in home.control.listeners() if listener.role == role]
+        for name in dict.fromkeys(SERVED.values()):
+            listeners = home.listeners(name)
             if listeners:
-                number = workers if role == "smtp" else 1
+                number = workers if name == "smtpd" else 1
                 ports = [open_port(home, listener, _NobodyFactory()) for listener in listeners]
                 for port in ports:
                     port.stopReading()  # type: ignore[attr-defined]  # the clients are for the workers
-                sockets = tuple(port.socket for port in ports)  # type: ignore[attr-defined]
-                kinds.append((Kind(name, server, (str(number),), sockets), number))
-        if any(kind.name in LOGGING_IN for kind, _ in kinds):
+                words = [b"listen-tls" if listener.implicit_tls else b"listen" for listener in listeners]
+                sockets = [port.socket for port in ports]  # type: ignore[attr-defined]
+                kinds.append((Kind(name, server, (str(number),), tuple(zip(words, sockets, strict=True))), number))
+        self._logging_in = [
+            kind.name
+            for kind, _ in kinds
+            if kind.name in ("pop3d", "submission") or (kind.name == "smtpd" and home.control.integer("smtpauth"))
+        ]
+        if self._logging_in:
             kinds.insert(0, (Kind("auth", accounts["qmailp"]), 1))
         return kinds
 
@@ -422,11 +427,11 @@ class Supervisor(Service):
                 self._pair(sender, b"remote", lambda fd: process.tell(b"sender", (fd,)))
         elif kind == "auth":
             self._pair(process, b"mailboxes", lambda fd: self.ask_lspawn(b"logins", [fd]))
-            for server in (one for name in LOGGING_IN for one in self._of(name)):
+            for server in (one for name in self._logging_in for one in self._of(name)):
                 self._pair(server, b"logins", lambda fd: process.tell(b"logins", (fd,)))
-        elif kind in ASKING:
+        if kind in ASKING:
             self._pair(process, b"recipients", lambda fd: self.ask_lspawn(b"recipients", [fd]))
-        elif kind in LOGGING_IN:
+        if kind in self._logging_in:
             for other in self._of("auth"):
                 self._pair(process, b"logins", lambda fd, other=other: other.tell(b"logins", (fd,)))  # type: ignore[misc]
 

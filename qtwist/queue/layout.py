@@ -71,7 +71,7 @@ class Layout:
         return f"{self.directory}/{room}" if part is None else f"{self.directory}/{room}/{part}"
 
     def lock(self, name: str) -> str:
-        """sendmutex, trigger or tcpto."""
+        """sendmutex, trigger, tcpto or tlsseen."""
         return f"{self.directory}/lock/{name}"
 
 

@@ -9,15 +9,27 @@ import attrs
 from twisted.internet.defer import TimeoutError as ConnectTimeout
 from twisted.internet.error import ConnectError, TCPTimedOutError
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from qtwist.mail.envelope import Report
 from qtwist.remote import reports
-from qtwist.remote.client import Connection, Message, Outcome, Trouble, Unreadable, connect
+from qtwist.remote.client import (
+    Connection,
+    Message,
+    Outcome,
+    TLSFailed,
+    TLSTerms,
+    Trouble,
+    Unreadable,
+    connect,
+)
 from qtwist.remote.hosts import Host
 from qtwist.remote.pool import Key, Pool
 from qtwist.remote.qmtp import Package, QMTPConnection, is_qmtp_preference
-from qtwist.remote.routes import QMTP_PORT
+from qtwist.remote.routes import QMTP_PORT, SMTPS_PORT
 from qtwist.remote.tcpto import TimeoutTable
+from qtwist.remote.tlsseen import SeenTLS
+from qtwist.tls.clients import NO_TLS, ClientTLS, Demand
 from qtwist.wire.smtp_client import Broken, Refused, TooLarge, Transaction
 
 MAX_SESSIONS = 5
@@ -27,17 +39,33 @@ MAX_SESSIONS = 5
 QMTP_BACK_OFF = 3600
 """Seconds for which a port that kept us waiting in vain is not asked for QMTP again."""
 
+TLS_BACK_OFF = 3600
+"""Seconds for which a port where TLS has failed is not asked for it again, unless it is demanded."""
+
 MAX_REMEMBERED = 10_000
 """How many such ports are remembered."""
 
 
+SEEN = "the good certificate that the domain had before (control/tlsmemory)"
+
+
 @attrs.frozen
 class Terms:
-    """What control files say about talking to servers: our name, and timeouts in seconds."""
+    """What control files say about talking to servers: our name, and timeouts in seconds. `tlsmemory` is how long
+    (seconds) a domain is believed to have the good certificate that it had before, against all appearances."""
 
     helohost: bytes
     timeoutconnect: int
     timeoutremote: int
+    tlsmemory: int = 0
+
+
+@attrs.frozen
+class OutgoingTLS:
+    """What is known of TLS with other hosts: what control files demand, and which domains were good before."""
+
+    files: ClientTLS
+    seen: SeenTLS
 
 
 class Carrier:
@@ -45,14 +73,23 @@ class Carrier:
 
     Unlike qmail, which gives up after the first connection, the next address is tried when a server refuses the
     session in its greeting or at HELO, or lets it die before MAIL. From MAIL on, the server's word counts.
+
+    With `tls`, connections are encrypted where that can be. Where it fails and nobody demands it, the mail goes in the
+    clear over another connection, which is logged.
     """
 
-    def __init__(self, reactor: Any, clock: IReactorTime, table: TimeoutTable, pool: Pool) -> None:
+    _log = Logger(namespace="qtwist.remote")
+
+    def __init__(
+        self, reactor: Any, clock: IReactorTime, table: TimeoutTable, pool: Pool, tls: OutgoingTLS | None = None
+    ) -> None:
         self._reactor = reactor
         self._clock = clock
         self._table = table
         self._pool = pool
+        self._tls = tls
         self._without_qmtp: dict[tuple[str, int], float] = {}  # where nobody answered, and until when that counts
+        self._without_tls: dict[tuple[str, int], float] = {}  # where TLS has failed, and until when that counts
 
     async def carry(
         self,
@@ -63,21 +100,26 @@ class Carrier:
         port: int,
         terms: Terms,
         qmtp_port: int | None = None,
+        domain: bytes = b"",
     ) -> Report:
-        """The report for the only recipient of `transaction`, which is that of `package`, too.
+        """The report for the only recipient of `transaction`, which is that of `package`, too; `domain` is what `hosts`
+        are for. ControlError when what control files say of TLS is of no use.
 
         `qmtp_port` is where all `hosts` are asked to speak QMTP first; without it, those that their preference tells
         of are, on the port of QMTP. Where nobody answers there, SMTP is spoken on `port`; once a connection for QMTP
         was there, what comes of it counts, so that nothing is sent twice (spec/related.md §13.1).
         """
-        keyed = [(host.preference, Key(host.address, port, terms.helohost)) for host in hosts]
+        keyed = [
+            (host.preference, Key(host.address, port, terms.helohost, self._demand(host, port, terms, domain)))
+            for host in hosts
+        ]
         # Among equals, the one to which a connection is open; sorting is stable, so the order stays random else.
         keyed.sort(key=lambda pair: (pair[0], not self._pool.has(pair[1])))
         report = reports.NO_CONNECTION
         sessions = 0
         for preference, key in keyed:
             by_qmtp = qmtp_port or (QMTP_PORT if is_qmtp_preference(preference) else None)
-            if by_qmtp is not None and package.fits:
+            if by_qmtp is not None and package.fits and not key.demand.verified:
                 report_of_qmtp = await self._by_qmtp(key.address, by_qmtp, package, message, terms)
                 if report_of_qmtp is not None:
                     return report_of_qmtp
@@ -85,18 +127,68 @@ class Carrier:
                 connection.timeout = terms.timeoutremote
                 outcome = await connection.send(transaction, message)
                 if not outcome.stale:
-                    return _report(key.address, outcome)
-            connection = await self._open(key, terms)
-            if connection is None:
+                    return _report(key.address, outcome, connection)
+            begun = await self._begin(key, terms, domain)
+            if begun is None:
                 continue
-            trouble = await connection.greeted
+            connection, trouble = begun
             if trouble is None:
-                return _report(key.address, await connection.send(transaction, message))
-            report = _session_report(key.address, trouble)
+                return _report(key.address, await connection.send(transaction, message), connection)
+            report = _session_report(key, trouble)
             sessions += 1
             if sessions == MAX_SESSIONS:
                 break
         return report
+
+    def _demand(self, host: Host, port: int, terms: Terms, domain: bytes) -> Demand:
+        """What is asked of TLS with `host`, to which mail for `domain` goes."""
+        if self._tls is None:
+            return NO_TLS
+        demand = self._tls.files.demand(host.name.decode("ascii", "replace") or host.address)
+        if not demand.verified and demand.wanted and terms.tlsmemory and self._tls.seen.demands(domain):
+            return attrs.evolve(demand, verified=True, because=SEEN)
+        if not demand.verified and self._without_tls.get((host.address, port), 0) > self._clock.seconds():
+            return NO_TLS
+        return demand
+
+    async def _begin(self, key: Key, terms: Terms, domain: bytes) -> tuple[Connection, Trouble | None] | None:
+        """A new connection that has been greeted, or why it was not; None when there is none to be had."""
+        connection = await self._open(key, terms)
+        if connection is None:
+            return None
+        trouble = await connection.greeted
+        if trouble is not None and isinstance(trouble.event, TLSFailed) and not key.demand.verified:
+            if key.port == SMTPS_PORT:
+                return connection, trouble
+            self._log.warn(
+                "TLS with {name} ({address}) failed: {why}; mail goes there in the clear for the next {seconds} s",
+                name=key.demand.name,
+                address=key.address,
+                why=trouble.event.why,
+                seconds=TLS_BACK_OFF,
+            )
+            if len(self._without_tls) >= MAX_REMEMBERED:
+                self._without_tls.clear()
+            self._without_tls[key.address, key.port] = self._clock.seconds() + TLS_BACK_OFF
+            return await self._begin(attrs.evolve(key, demand=NO_TLS), terms, domain)
+        self._remember(key, connection, trouble, terms, domain)
+        return connection, trouble
+
+    def _remember(self, key: Key, connection: Connection, trouble: Trouble | None, terms: Terms, domain: bytes) -> None:
+        """What this connection says of the domain's certificates."""
+        if self._tls is None:
+            return
+        seen = self._tls.seen
+        if trouble is None and connection.secured is not None and connection.secured.problem is None:
+            if key.demand.authorities is None:  # else it is good because a control file says so
+                seen.good(domain)
+            self._pool.is_good_for(key.verified, connection)
+        elif trouble is not None and isinstance(trouble.event, TLSFailed) and key.demand.because == SEEN:
+            about = {"domain": domain.decode("ascii", "backslashreplace"), "why": trouble.event.why}
+            if seen.failed(domain, terms.tlsmemory):
+                self._log.warn("{domain} has no good certificate any more ({why}): no longer demanded", **about)
+            else:
+                self._log.warn("mail for {domain} is kept back: it had a good certificate before, now {why}", **about)
 
     async def _by_qmtp(
         self, address: str, port: int, package: Package, message: Message, terms: Terms
@@ -124,7 +216,11 @@ class Carrier:
         skip, known = self._table.skip(key.address)
         if skip:
             return None
-        connection = Connection(terms.helohost, terms.timeoutremote, self._clock)
+        tls = None
+        immediate = key.port == SMTPS_PORT
+        if self._tls is not None and (key.demand.wanted or immediate):
+            tls = TLSTerms(self._tls.files.creator(key.demand), key.demand, immediate)
+        connection = Connection(terms.helohost, terms.timeoutremote, self._clock, tls)
         try:
             await connect(self._reactor, self._clock, key.address, key.port, terms.timeoutconnect, connection)
         except (ConnectTimeout, TCPTimedOutError):
@@ -140,13 +236,15 @@ class Carrier:
         return connection
 
 
-def _session_report(address: str, trouble: Trouble) -> Report:
+def _session_report(key: Key, trouble: Trouble) -> Report:
+    if isinstance(trouble.event, TLSFailed):
+        return reports.no_tls(key.address, trouble.event.why, key.demand.because or f"port {key.port}")
     if isinstance(trouble.event, Refused):
-        return reports.refused(address, trouble.event)
-    return reports.broken(address, trouble.event, trouble.waited)
+        return reports.refused(key.address, trouble.event)
+    return reports.broken(key.address, trouble.event, trouble.waited)
 
 
-def _report(address: str, outcome: Outcome) -> Report:
+def _report(address: str, outcome: Outcome, connection: Connection) -> Report:
     end = outcome.end
     if isinstance(end, TooLarge):
         return reports.too_large(address, end.limit)
@@ -154,4 +252,5 @@ def _report(address: str, outcome: Outcome) -> Report:
         return reports.UNREADABLE
     if isinstance(end, Broken):
         return reports.broken(address, end, outcome.waited)
-    return reports.finished(address, outcome.recipients[0] if outcome.recipients else None, end)
+    recipient = outcome.recipients[0] if outcome.recipients else None
+    return reports.finished(address, recipient, end, connection.secured)

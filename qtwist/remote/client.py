@@ -7,24 +7,29 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
+from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as ConnectTimeout
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
-from twisted.internet.interfaces import IDelayedCall, IPullProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IHandshakeListener, IPullProducer, IReactorTime
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from qtwist.tls.clients import ClientCreator, Demand, Secured, secured
+from qtwist.tls.contexts import reasons
 from qtwist.wire.smtp_client import (
     Broken,
     Event,
     Finished,
     NeedBody,
+    NoTLS,
     Ready,
     RecipientResult,
     Refused,
     SMTPClient,
     Stage,
+    StartTLS,
     TooLarge,
     Transaction,
 )
@@ -32,6 +37,9 @@ from qtwist.writing import write
 
 BLOCK = 65536
 """Octets that are read from a message at a time, in the reactor: the page cache has what was just queued."""
+
+HANDSHAKE_WAIT = 60
+"""Seconds that a TLS handshake may take."""
 
 COURTESY_WAIT = 5
 """Seconds that a server has to answer when no delivery waits for it any more: to RSET, to QUIT, or to take the last
@@ -79,10 +87,26 @@ class Outcome:
 
 
 @attrs.frozen
+class TLSFailed:
+    """There was no TLS, or not as it was demanded: why, as a phrase."""
+
+    why: str
+
+
+@attrs.frozen
+class TLSTerms:
+    """How a connection is to be encrypted: from the start (`immediate`), or where STARTTLS is offered."""
+
+    creator: ClientCreator
+    demand: Demand
+    immediate: bool = False
+
+
+@attrs.frozen
 class Trouble:
     """Why a session never came to its first transaction, and how many seconds it waited if it waited in vain."""
 
-    event: Refused | Broken
+    event: Refused | Broken | TLSFailed
     waited: int | None = None
 
 
@@ -90,9 +114,11 @@ def _nothing(_connection: Connection) -> None:
     """What happens to a connection that nobody looks after."""
 
 
-@implementer(IPullProducer)
+@implementer(IPullProducer, IHandshakeListener)
 class Connection(Protocol):
     """One SMTP connection: greet, then one transaction after the other.
+
+    With `tls`, it is encrypted where that can be; `secured` tells how, once `greeted` has fired, None if it is not.
 
     `timeout` is how many seconds the server has for each reply, and to take each block of a message; it may be set
     anew between transactions. `on_idle` is called when a transaction is over and the connection is good for another
@@ -101,13 +127,20 @@ class Connection(Protocol):
 
     transport: Any
 
-    def __init__(self, helohost: bytes, timeout: int, clock: IReactorTime) -> None:
+    def __init__(self, helohost: bytes, timeout: int, clock: IReactorTime, tls: TLSTerms | None = None) -> None:
         self.timeout = timeout
+        self.secured: Secured | None = None
+        self._tls = tls
+        self._handshaking = False
         self.transactions = 0
         self.on_idle: Callable[[Connection], None] = _nothing
         self.on_gone: Callable[[Connection], None] = _nothing
         self.greeted: Deferred[Trouble | None] = Deferred()
-        self._engine = SMTPClient(helohost)
+        self._engine = SMTPClient(
+            helohost,
+            start_tls=tls is not None and not tls.immediate,
+            require_tls=tls is not None and not tls.immediate and tls.demand.verified,
+        )
         self._clock = clock
         self._timer: IDelayedCall | None = None
         self._waited: int | None = None
@@ -149,6 +182,23 @@ class Connection(Protocol):
     def connectionMade(self) -> None:
         self.transport.setTcpNoDelay(True)
         self._start_timer(self.timeout)
+        if self._tls is not None and self._tls.immediate:
+            self._start_tls(self._tls)
+
+    def handshakeCompleted(self) -> None:
+        """As IHandshakeListener says."""
+        assert self._tls is not None
+        self._handshaking = False
+        demand = self._tls.demand
+        found = secured(self.transport.getHandle(), demand.name)
+        if demand.verified and found.problem is not None:
+            self._fail_tls(found.problem)
+            return
+        self.secured = found
+        self._start_timer(self.timeout)
+        if not self._tls.immediate:
+            self._engine.secured()
+            self._flush()
 
     def dataReceived(self, data: bytes) -> None:
         events = self._engine.receive(data)
@@ -159,6 +209,9 @@ class Connection(Protocol):
         self._act(events)
 
     def connectionLost(self, reason: Failure | None = None) -> None:
+        if self._handshaking:
+            error = None if reason is None else reason.value
+            self._fail_tls(reasons(error) if isinstance(error, SSL.Error) else "the connection died in the handshake")
         self._act(self._engine.lost())
         self._stop_timer()
         self.on_gone(self)
@@ -195,6 +248,12 @@ class Connection(Protocol):
                 self._recipients.append(event)
             elif isinstance(event, Ready):
                 ready = True
+            elif isinstance(event, StartTLS):
+                assert self._tls is not None
+                self._start_tls(self._tls)
+            elif isinstance(event, NoTLS):
+                said = "STARTTLS is not offered" if event.reply is None else "STARTTLS was refused"
+                trouble = Trouble(TLSFailed(said))
             elif isinstance(event, NeedBody):
                 pass  # the server may have changed its mind already: see below
             elif self._result is not None and not isinstance(event, Refused):
@@ -227,6 +286,20 @@ class Connection(Protocol):
             result.callback(outcome)
         elif trouble is not None or (ready and not self.transactions):
             self.greeted.callback(trouble)
+
+    def _start_tls(self, tls: TLSTerms) -> None:
+        self._handshaking = True
+        self._start_timer(min(self.timeout, HANDSHAKE_WAIT))
+        self.transport.startTLS(tls.creator)
+
+    def _fail_tls(self, why: str) -> None:
+        """Give up before anything was said through TLS."""
+        self._handshaking = False
+        self._engine.lost()
+        self.transport.abortConnection()
+        self._stop_timer()
+        if not self.greeted.called:
+            self.greeted.callback(Trouble(TLSFailed(why)))
 
     def _begin_body(self) -> None:
         message = self._message
@@ -286,6 +359,9 @@ class Connection(Protocol):
 
     def _time_is_up(self) -> None:
         self._timer = None
+        if self._handshaking:
+            self._fail_tls(f"the handshake was not over in {min(self.timeout, HANDSHAKE_WAIT)} seconds")
+            return
         if not self._engine.closed:
             self._waited = self.timeout
         events = self._engine.lost()

@@ -19,10 +19,12 @@ Shuffle = Callable[[list[object]], None]
 
 @attrs.frozen
 class Host:
-    """An address to try; a lower `preference` is better. `address` is an IPv4 or IPv6 address as text."""
+    """An address to try; a lower `preference` is better. `address` is an IPv4 or IPv6 address as text, `name` the
+    host's name as the DNS or a route has it (for certificates), empty where there is only the address."""
 
     address: str
     preference: int = 0
+    name: bytes = attrs.field(default=b"", eq=False)
 
 
 def parse_address(text: bytes) -> str | None:

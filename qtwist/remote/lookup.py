@@ -73,7 +73,8 @@ async def _addresses(resolver: IResolver, name: bytes, shuffle: Shuffle) -> Host
     if answer.status == "nxdomain":
         return reports.no_such_host(name)
     addresses = cast("tuple[str, ...]", answer.records)
-    return tuple(Host(address) for address in shuffle_addresses(addresses, shuffle)) or reports.NO_EXCHANGER
+    found = tuple(Host(address, name=name) for address in shuffle_addresses(addresses, shuffle))
+    return found or reports.NO_EXCHANGER
 
 
 async def _all_addresses(resolver: IResolver, exchanges: list[tuple[int, bytes]], shuffle: Shuffle) -> Hosts | Report:
@@ -96,7 +97,9 @@ async def _all_addresses(resolver: IResolver, exchanges: list[tuple[int, bytes]]
         else:
             answer.raiseException()
     hosts = tuple(
-        Host(address, preference) for preference, exchange in exchanges for address in addresses.get(exchange, ())
+        Host(address, preference, exchange)
+        for preference, exchange in exchanges
+        for address in addresses.get(exchange, ())
     )
     if hosts:
         return hosts

@@ -7,6 +7,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from qtwist.remote.client import Connection
+from qtwist.tls.clients import NO_TLS, Demand
 
 IDLE_SECONDS = 5
 MOST_TRANSACTIONS = 100
@@ -20,6 +21,17 @@ class Key:
     address: str
     port: int
     helohost: bytes
+    demand: Demand = NO_TLS
+
+    @property
+    def verified(self) -> Key:
+        """The key of connections to the same place whose certificate is good."""
+        return attrs.evolve(self, demand=attrs.evolve(self.demand, verified=True))
+
+    @property
+    def good_enough(self) -> tuple[Key, ...]:
+        """The keys of connections that may be used: one with a good certificate where nobody demands that, too."""
+        return (self.verified, self) if self.demand.wanted and not self.demand.verified else (self,)
 
 
 class Pool:
@@ -50,17 +62,24 @@ class Pool:
         connection.on_idle = self._released
         connection.on_gone = self._gone
 
+    def is_good_for(self, key: Key, connection: Connection) -> None:
+        """What `connection`, which is in use, has turned out to be good for."""
+        if connection in self._keys:
+            self._keys[connection] = key
+
     def has(self, key: Key) -> bool:
         """Whether :meth:`take` would find one."""
-        return key in self._idle
+        return any(one in self._idle for one in key.good_enough)
 
     def take(self, key: Key) -> Connection | None:
-        """An idle connection for `key`, the one that was used last, or None. It is the caller's until its result."""
-        while key in self._idle:
-            connection = self._idle[key][-1]
-            self._forget_idle(connection)
-            if connection.usable:  # the server may have said good-bye and not be gone yet
-                return connection
+        """An idle connection that is good enough for `key`, the one that was used last, or None. It is the caller's
+        until its result."""
+        for one in key.good_enough:
+            while one in self._idle:
+                connection = self._idle[one][-1]
+                self._forget_idle(connection)
+                if connection.usable:  # the server may have said good-bye and not be gone yet
+                    return connection
         return None
 
     def close(self) -> Deferred[None]:

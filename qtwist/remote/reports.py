@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from qtwist.mail.envelope import Report
 from qtwist.remote.qmtp import Outcome
+from qtwist.tls.clients import Secured
 from qtwist.wire.smtp_client import Broken, Finished, RecipientResult, Refused, Reply, Stage
 
 NO_RESOURCES = Report.deferral(b"Something went wrong here, see the log of the mail system. (#4.3.0)\n")
@@ -56,8 +57,16 @@ def too_large(address: str, limit: int) -> Report:
 
 def refused(address: str, event: Refused) -> Report:
     """The session was refused at the greeting or at HELO."""
-    what = b"greeting failed" if event.stage is Stage.GREETING else b"my name was rejected"
+    what = {Stage.GREETING: b"greeting failed", Stage.STARTTLS: b"it is leaving"}.get(
+        event.stage, b"my name was rejected"
+    )
     return Report.deferral(b"Connected to %b but %b.\n%b" % (address.encode(), what, _said(event.reply)))
+
+
+def no_tls(address: str, why: str, because: str) -> Report:
+    """TLS was demanded by `because`, and there was none, or not as demanded."""
+    text = f"Connected to {address} but TLS failed: {why}. It is demanded by {because}. (#4.7.5)\n"
+    return Report.deferral(text.encode("utf-8", "replace"))
 
 
 def broken(address: str, event: Broken, seconds: int | None = None) -> Report:
@@ -74,8 +83,11 @@ def broken(address: str, event: Broken, seconds: int | None = None) -> Report:
     return Report.deferral(b"Connected to %b but connection died%b.%b (#4.4.2)\n" % (ip, why, note))
 
 
-def finished(address: str, recipient: RecipientResult | None, event: Finished) -> Report:
-    """The result for one recipient of a finished transaction. `recipient` is None where MAIL was refused."""
+def finished(
+    address: str, recipient: RecipientResult | None, event: Finished, secured: Secured | None = None
+) -> Report:
+    """The result for one recipient of a finished transaction. `recipient` is None where MAIL was refused. A message
+    that was taken over TLS, `secured`, gets a line more than in qmail."""
     ip = address.encode()
     if recipient is not None and not recipient.reply.positive:
         text = b"%b does not like recipient.\n%bGiving up on %b.\n" % (ip, _said(recipient.reply), ip)
@@ -86,7 +98,11 @@ def finished(address: str, recipient: RecipientResult | None, event: Finished) -
         text = ip + (b" accepted message.\n" if event.reply.positive else b" failed after I sent the message.\n")
     else:
         text = b"%b failed on DATA command.\n" % ip
-    return Report(_letter(event.reply), text + _said(event.reply))
+    text += _said(event.reply)
+    if secured is not None and event.stage is Stage.MESSAGE and event.reply.positive:
+        good = "certificate verified" if secured.problem is None else f"not verified: {secured.problem}"
+        text += f"{secured.version} {secured.cipher}, {good}.\n".encode("utf-8", "replace")
+    return Report(_letter(event.reply), text)
 
 
 def qmtp(address: str, outcome: Outcome) -> Report:

@@ -11,6 +11,8 @@ from qtwist.mail.constmap import suffixes
 
 SMTP_PORT = 25
 QMTP_PORT = 209
+SMTPS_PORT = 465
+"""Where TLS begins before the first word, as qmail's TLS patches have it (spec/related.md §14.3)."""
 
 _PORT = re.compile(rb"[0-9]{1,5}")
 

@@ -20,7 +20,7 @@ from qtwist.interfaces import Delivery, IResolver, ISpawner
 from qtwist.mail.address import quote2
 from qtwist.mail.envelope import Report
 from qtwist.remote import reports
-from qtwist.remote.carrier import Carrier, Terms
+from qtwist.remote.carrier import Carrier, OutgoingTLS, Terms
 from qtwist.remote.client import Message
 from qtwist.remote.hosts import Shuffle
 from qtwist.remote.lookup import find_hosts
@@ -29,12 +29,14 @@ from qtwist.remote.pool import Pool
 from qtwist.remote.qmtp import Package
 from qtwist.remote.routes import RouteError, find_route
 from qtwist.remote.tcpto import TimeoutTable
+from qtwist.remote.tlsseen import SeenTLS
+from qtwist.tls.clients import ClientTLS
 from qtwist.wire.smtp_client import Transaction
 
 LIMIT = 255
 """The most deliveries at once, whatever control/concurrencyremote says (spec/qmail.md §26.9)."""
 
-_FILES = ("helohost", "smtproutes", "qmtproutes", "timeoutconnect", "timeoutremote")
+_FILES = ("helohost", "smtproutes", "qmtproutes", "timeoutconnect", "timeoutremote", "tlsmemory")
 
 # Quoting puts a backslash before a line end but leaves it there, and domains are not quoted at all. None of these may
 # reach the wire: they would end the command, or the path in it.
@@ -56,8 +58,8 @@ class RemoteSpawner:
     """Delivers by SMTP, over connections that it keeps for a few seconds, or by QMTP.
 
     `queue_path` is where lock/tcpto lies, which is cleared. control/concurrencyremote is read once, helohost,
-    smtproutes, qmtproutes, timeoutconnect and timeoutremote for each delivery. `clock` measures timeouts, by default
-    the reactor; `own` knows this machine's addresses; `now` is in seconds since the epoch.
+    smtproutes, qmtproutes, timeoutconnect, timeoutremote and what there is of TLS for each delivery. `clock` measures
+    timeouts, by default the reactor; `own` knows this machine's addresses; `now` is in seconds since the epoch.
     """
 
     _log = Logger()
@@ -83,7 +85,8 @@ class RemoteSpawner:
         self._own = OwnAddresses() if own is None else own
         self._shuffle = shuffle
         self._pool = Pool(timer)
-        self._carrier = Carrier(reactor, timer, table, self._pool)
+        tls = OutgoingTLS(ClientTLS(control), SeenTLS(os.path.join(queue_path, "lock", "tlsseen"), now))
+        self._carrier = Carrier(reactor, timer, table, self._pool, tls)
         self._settings: Settings | None = None
         self._stamps: tuple[object, ...] = ()
         self._running = 0
@@ -152,7 +155,14 @@ class RemoteSpawner:
         )
         package = Package(delivery.sender, delivery.recipient)
         return await self._carrier.carry(
-            transaction, package, message, hosts, route.relay.port, settings.terms, route.qmtp_port
+            transaction,
+            package,
+            message,
+            hosts,
+            route.relay.port,
+            settings.terms,
+            route.qmtp_port,
+            route.relay.host or host,
         )
 
     def _read_settings(self) -> Settings:
@@ -167,6 +177,7 @@ class RemoteSpawner:
                 helohost,
                 max(self._control.integer("timeoutconnect"), 1),
                 max(self._control.integer("timeoutremote"), 1),
+                self._control.integer("tlsmemory"),
             )
             routes, qmtp_routes = self._control.map("smtproutes"), self._control.map("qmtproutes")
             self._settings = Settings(terms, routes or {}, qmtp_routes or {})

@@ -15,14 +15,22 @@ from qtwist.policy.session import Session
 from qtwist.policy.watched import Watched
 from qtwist.smtpd.protocol import SMTPProtocol
 from qtwist.smtpd.settings import FILES, Settings, read_settings
+from qtwist.tls.certificates import Certificates
 
 if TYPE_CHECKING:
+    from qtwist.auth.authenticator import Authenticator
     from qtwist.control import Control
 
 
 class SMTPFactory(PolicyFactory[SMTPProtocol]):
-    """Makes the connections of an SMTP port; a subclass can change :meth:`is_own_address`, too."""
+    """Makes the connections of an SMTP port; a subclass can change :meth:`is_own_address` and `service`, too. STARTTLS
+    is offered as soon as there are `certificates`.
 
+
+    `authenticator` is asked for the IAccount of who gives AUTH, in the name of `service`; without one there is no AUTH.
+    """
+
+    service = "smtp"
     protocol: Callable[[], SMTPProtocol] = SMTPProtocol  # type: ignore[assignment]  # narrower than Factory has it
 
     def __init__(
@@ -33,9 +41,12 @@ class SMTPFactory(PolicyFactory[SMTPProtocol]):
         *,
         clock: IReactorTime | None = None,
         now: Callable[[], float] = time.time,
+        authenticator: Authenticator | None = None,
     ) -> None:
         super().__init__(control, queue, policies, clock=clock, now=now)
+        self.authenticator = authenticator
         self.settings: Watched[Settings] = Watched(control, FILES, lambda: read_settings(control))
+        self.certificates = Certificates(control, now)
 
     def is_own_address(self, session: Session, address: str) -> bool:
         """Is this IPv4 address, written with dots, one of ours (localiphost, spec §16.3)?

@@ -18,6 +18,9 @@ from qtwist.mail.queue_codes import queue_report
 from qtwist.policy.base import Opinion
 from qtwist.policy.connection import HeaderShown, PolicyConnection, leading_number, show
 from qtwist.policy.session import ReceivedMessage
+from qtwist.smtpd.logins import Logins
+from qtwist.tls.info import TLSInfo
+from qtwist.tls.serving import TLSConnection
 from qtwist.wire import smtp_server as wire
 from qtwist.wire.smtp_server import Limits, Reply, SMTPServer
 
@@ -31,10 +34,11 @@ CANNOT_READ = Reply(421, b"the configuration cannot be read (#4.3.0)")
 TOO_MANY = Reply(421, b"too many connections, try again later (#4.3.2)")
 CLOSING = Reply(421, b"the service is shutting down, try again later (#4.3.2)")
 TIMEOUT = Reply(451, b"timeout (#4.4.2)")
+NO_TLS = Reply(454, b"TLS is not available now (#4.7.0)")
 NO_QUEUE = Reply(451, b"the queue cannot take a message now (#4.3.0)")
 
 
-class SMTPProtocol(PolicyConnection):
+class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
     """Feeds a :class:`SMTPServer` and does what it asks.
 
     It reads no further than the disk can follow and the client takes its answers. A client that says nothing for
@@ -75,6 +79,7 @@ class SMTPProtocol(PolicyConnection):
                 limits=Limits(recipients=settings.recipients),
                 rewrite=self._rewrite if settings.localiphost is not None else None,
             )
+            self._prepare_logins(settings)
             if factory.draining:
                 self._engine.end(CLOSING)
             elif others >= max(1, settings.connections // factory.share):
@@ -86,8 +91,10 @@ class SMTPProtocol(PolicyConnection):
                 self._engine.end(TOO_MANY)
             else:
                 log.debug("{id}: connection from {ip}", id=session.id, ip=session.remote_ip)
+            self._engine.offer_tls = factory.certificates.usable
         self._last = factory.clock.seconds()
         self._timer = factory.clock.callLater(self._timeout, self._tick)
+        self._engine.secured = self.is_tls_from_the_start(session.id)
         self._pump()
 
     def dataReceived(self, data: bytes) -> None:
@@ -104,6 +111,8 @@ class SMTPProtocol(PolicyConnection):
             self._timer = None
         self._stop_asking()
         self._abort()
+        self.tls_lost(reason)
+        self._log_out()
         log.debug("{id}: end of connection", id=self.session.id)
         self.factory.connection_lost(self)
 
@@ -111,7 +120,9 @@ class SMTPProtocol(PolicyConnection):
 
     def drain(self) -> None:
         """Leave with 421, now or when the message that is coming in has been answered."""
-        if not self._engine.in_message and not self._engine.closed:
+        if self.handshaking:
+            self.abort()
+        elif not self._engine.in_message and not self._engine.closed:
             self._engine.end(CLOSING)
             self._stop_asking()
             self._pump()
@@ -124,7 +135,7 @@ class SMTPProtocol(PolicyConnection):
             left = self._timeout
             self._last = clock.seconds()
             transport: Any = self.transport
-            if self._choked or self._leaving:
+            if self._choked or self._leaving or self.handshaking:
                 self._timer = None
                 transport.abortConnection()
                 return
@@ -165,7 +176,36 @@ class SMTPProtocol(PolicyConnection):
         self.session.forget_transaction()
         self.session.helo = event.name
         self.session.extended = event.extended
-        self._ask("helo", lambda opinion: self._answer("HELO", opinion), event.name)
+
+        def then(opinion: Opinion) -> None:
+            if event.extended and (opinion is None or opinion.positive):
+                self._with_mechanisms(lambda: self._engine.accept(opinion))
+            else:
+                self._answer("HELO", opinion)
+
+        self._ask("helo", then, event.name)
+
+    def _on_start_tls(self, event: wire.StartTLS) -> None:
+        creator = self.factory.certificates.creator()
+        if creator is None:
+            self._engine.reply(NO_TLS)
+            return
+        self._engine.accept()
+        transport: Any = self.transport
+        transport.write(self._engine.data_to_send())
+        if not self._engine.closed:
+            self.start_tls(creator)
+
+    def tls_begins(self, info: TLSInfo) -> None:
+        self.session.encrypted(info)
+        self._pump()
+
+    def _pump(self) -> None:
+        if not self.handshaking:
+            super()._pump()
+
+    def leave(self) -> None:
+        self.leave_tls()
 
     def _on_mail(self, event: wire.Mail) -> None:
         session = self.session
@@ -238,7 +278,7 @@ class SMTPProtocol(PolicyConnection):
 
         def done(accepted: Accepted) -> None:
             log.info(
-                "{id}: accepted message {number} qp {qp} from <{sender}>, {recipients} recipients, {size} octets",
+                "{id}: accepted message {number} qp {qp} from <{sender}>, {recipients} recipients, {size} octets{by}",
                 id=session.id,
                 ip=session.remote_ip,
                 number=accepted.number,
@@ -246,6 +286,7 @@ class SMTPProtocol(PolicyConnection):
                 sender=show(envelope.sender),
                 recipients=len(envelope.recipients),
                 size=size,
+                by="" if session.user is None else f", login {show(session.user)}",
             )
             if not self._engine.closed:
                 self._finish(Reply(250, b"ok %d qp %d" % (self.factory.now(), accepted.qp)))
@@ -291,6 +332,8 @@ class SMTPProtocol(PolicyConnection):
     handlers: ClassVar[dict[type, Callable[[SMTPProtocol, Any], None]]] = {
         wire.Connect: _on_connect,
         wire.Helo: _on_helo,
+        wire.StartTLS: _on_start_tls,
+        **Logins.login_handlers,
         wire.Mail: _on_mail,
         wire.Rcpt: _on_rcpt,
         wire.Reset: _on_reset,

@@ -19,12 +19,17 @@ FILES = (
     "maxrecipients",
     "localiphost",
     "concurrencyincoming",
+    "plaintextauth",
+    "smtpauth",
 )
 
 
 @attrs.frozen
 class Settings:
-    """`databytes` 0 means no limit, `timeout` is in seconds, `localiphost` None turns that feature off."""
+    """`databytes` 0 means no limit, `timeout` is in seconds, `localiphost` None turns that feature off.
+
+    `auth` says whether there is AUTH, `plaintext` whether it takes passwords in the clear from everywhere.
+    """
 
     greeting: bytes
     databytes: int
@@ -32,6 +37,8 @@ class Settings:
     recipients: int
     localiphost: bytes | None
     connections: int
+    auth: bool
+    plaintext: bool
 
 
 def read_settings(control: Control) -> Settings:
@@ -46,4 +53,6 @@ def read_settings(control: Control) -> Settings:
         recipients=control.integer("maxrecipients"),
         localiphost=control.line("localiphost"),
         connections=control.integer("concurrencyincoming"),
+        auth=control.integer("smtpauth") > 0,
+        plaintext=control.integer("plaintextauth") > 0,
     )

@@ -1,9 +1,10 @@
-"""The server's side of POP3 as a state machine without I/O (spec/qmail.md §2.10, §18; RFC 1939, 2449, 3206, 5034).
+"""The server's side of POP3 as a state machine without I/O (spec/qmail.md §2.10, §18; RFC 1939, 2449, 2595, 3206,
+5034).
 
 Bytes go in by :meth:`POP3Server.receive`, events come out of :meth:`POP3Server.next_event`, bytes for the client out of
-:meth:`POP3Server.data_to_send`. Login, SizesWanted, UidsWanted, Retrieve and Finish are questions: after one of them
-the machine looks at no further input until it is answered, so that answers are in order under pipelining, however late
-one of them comes. Everything else it answers itself; it keeps the marks of DELE, too: they end with the session.
+:meth:`POP3Server.data_to_send`. All but Listing and Quit are questions: after one of them the machine looks at no
+further input until it is answered, so that answers are in order under pipelining, however late one of them comes.
+Everything else it answers itself; it keeps the marks of DELE, too: they end with the session.
 
 The invariant: any bytes are parsed or answered with -ERR; nothing else happens.
 
@@ -13,11 +14,14 @@ It must not know sockets, Deferreds, files, clocks, or who may log in.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import attrs
 
 from qtwist.wire import sasl
 from qtwist.wire.pop3_message import MessageEncoder
+from qtwist.wire.sasl import SaltWanted
+from qtwist.wire.sasl_mechanisms import BY_PASSWORD, FOREIGN, MECHANISMS, Authenticating, Claimed, Confirmed, E
 
 MAX_LINE = 4352  # octets of a line before its LF: the longest response of SASL, and its command
 MAX_SKIPPED = 65536  # octets of an overlong line after which the connection is closed
@@ -41,16 +45,27 @@ class Limits:
 
 
 @attrs.frozen
+class StartTLS:
+    """A question: does TLS begin? Answered by :meth:`POP3Server.start_tls` or refuse."""
+
+
+@attrs.frozen
 class Login:
     """A question: is this somebody? Answered by :meth:`POP3Server.logged_in` or :meth:`POP3Server.refuse`.
 
-    Either `password` or `digest` (APOP: 32 hexadecimal digits) is set. `method` is for the log.
+    Either `password` or `digest` (APOP: 32 hexadecimal digits) is set. `method` is for the log. AUTH asks the same by
+    Claimed and Confirmed, whose positive answer is logged_in, too.
     """
 
     username: bytes
     password: bytes | None = attrs.field(repr=False)
     digest: bytes | None = attrs.field(repr=False)
     method: str
+
+
+@attrs.frozen
+class MechanismsWanted:
+    """A question: which SASL mechanisms work here? Answered by :meth:`POP3Server.give_mechanisms`."""
 
 
 @attrs.frozen
@@ -92,7 +107,21 @@ class Quit:
     """QUIT was given before a login, and is already answered."""
 
 
-Event = Login | SizesWanted | UidsWanted | Retrieve | Listing | Finish | Quit
+Event = (
+    StartTLS
+    | Login
+    | MechanismsWanted
+    | SaltWanted
+    | Claimed
+    | Confirmed
+    | SizesWanted
+    | UidsWanted
+    | Retrieve
+    | Listing
+    | Finish
+    | Quit
+)
+_Login = Login | Claimed | Confirmed
 
 _CAPABILITIES = (
     b"TOP",
@@ -105,21 +134,32 @@ _CAPABILITIES = (
     b"IMPLEMENTATION qtwist",
 )
 
+_PIPELINED = b"nothing may follow STLS before TLS has begun"
 _DELETED, _RETRIEVED = 1, 2
 
 
-class POP3Server:
+class POP3Server(Authenticating):
     """One connection.
 
-    `timestamp` is what APOP is computed with, angle brackets included (RFC 1939 §7); it ends the greeting. `secure`
-    says whether the channel is encrypted, `plaintext` whether passwords may be sent in the clear where it is not.
+    `timestamp` is what APOP is computed with, angle brackets included (RFC 1939 §7); it ends the greeting. `secured`
+    says whether the connection is encrypted: from the start, or since a StartTLS was answered; `plaintext` whether
+    passwords may be sent in the clear where it is not; `offer_tls` whether STLS may be given. `mechanisms` are those of
+    SASL that work here, None when they are to be asked for.
     """
 
     def __init__(
-        self, timestamp: bytes, *, secure: bool = False, plaintext: bool = False, limits: Limits | None = None
+        self,
+        timestamp: bytes,
+        *,
+        secured: bool = False,
+        plaintext: bool = False,
+        limits: Limits | None = None,
+        mechanisms: tuple[bytes, ...] | None = BY_PASSWORD,
     ) -> None:
         self.timestamp = timestamp
-        self.secure = secure
+        self.secured = secured
+        self.offer_tls = False
+        self.mechanisms = mechanisms
         self.closed = False
         self.utf8 = False
         self._plaintext = plaintext
@@ -130,12 +170,10 @@ class POP3Server:
         self._arrived: list[bytes] = []
         self._unread = 0  # octets of _input from _at on, and of _arrived
         self._skipped = 0  # octets of an overlong line that were dropped
-        self._question: Event | None = None
+        self._question: Any = None
         self._again: Callable[[], Event | None] | None = None  # the command that waits for sizes or ids
         self._listing: Iterator[bytes] | None = None
         self._encoder: MessageEncoder | None = None
-        self._exchange: sasl.Exchange | None = None
-        self._mechanism = ""
         self._username: bytes | None = None
         self._failed_logins = 0
         self._errors = 0
@@ -169,7 +207,7 @@ class POP3Server:
     @property
     def may_use_plaintext(self) -> bool:
         """Whether passwords may be sent over this channel as they are."""
-        return self.secure or self._plaintext
+        return self.secured or self._plaintext
 
     def data_to_send(self) -> bytes:
         """What to send to the client now; empty when there is nothing."""
@@ -208,12 +246,30 @@ class POP3Server:
         """Say that the client is welcome (spec §18.1)."""
         self._ok(self.timestamp)
 
+    def start_tls(self) -> None:
+        """Answer StartTLS: yes. The shell sends what there is to send and starts TLS at once; what the machine is given
+        next must have come through TLS, and what the client has said so far is forgotten (RFC 2595 §4)."""
+        self._answered(StartTLS)
+        if self._unread:
+            # Whoever sent it did so before TLS: a man in the middle could have (CVE-2011-0411).
+            self.end(_PIPELINED)
+            return
+        self._ok(b"begin TLS now")
+        self._username = None
+        self.utf8 = False
+        self.secured = True
+
     def logged_in(self, count: int) -> None:
         """Answer Login: the maildrop is open and has `count` messages."""
-        self._answered(Login)
+        self._answered(_Login)
         self._marks = bytearray(count)
         self._username = None
         self._ok()
+
+    def give_mechanisms(self, mechanisms: tuple[bytes, ...]) -> None:
+        """Answer MechanismsWanted, with names that :data:`qtwist.wire.sasl_mechanisms.MECHANISMS` has."""
+        self._answered(MechanismsWanted)
+        self.mechanisms = mechanisms
 
     def give_sizes(self, sizes: Sequence[int]) -> None:
         """Answer SizesWanted. They are kept and not changed."""
@@ -268,7 +324,7 @@ class POP3Server:
             raise RuntimeError("the message has begun")
         self._again = None
         self._err(text, code)
-        if isinstance(question, Login):
+        if isinstance(question, _Login):
             self._failed_logins += 1
             if self._failed_logins >= self._limits.logins:
                 self.close()
@@ -285,6 +341,7 @@ class POP3Server:
         """The connection is gone, or about to go: nothing more is read, asked or answered. Harmless when repeated."""
         self.closed = True
         self._question = self._again = self._listing = self._encoder = self._exchange = None
+        self._in_auth = False
         self._input = b""
         self._arrived.clear()
         self._at = self._unread = 0
@@ -296,12 +353,12 @@ class POP3Server:
         assert self._marks is not None
         return self._marks
 
-    def _ask(self, question: Event) -> Event:
+    def _ask(self, question: E) -> E:
         self._question = question
         return question
 
-    def _answered(self, kind: type) -> Event:
-        question = self._question
+    def _answered(self, kind: Any) -> Event:
+        question: Event | None = self._question
         if question is None or not isinstance(question, kind):
             raise RuntimeError("there is no such question to answer")
         self._question = None
@@ -354,12 +411,11 @@ class POP3Server:
 
     def _handle(self, line: bytes) -> Event | None:
         if b"\0" in line:
-            self._exchange = None
+            self._in_auth = False
             self._error(b"the line is too long, or has a NUL in it")
             return None
-        if self._exchange is not None:
-            exchange = self._exchange
-            return self._authenticate(exchange, lambda: exchange.respond(line))
+        if self._in_auth:
+            return self._auth_line(line)
         verb, _, argument = line.partition(b" ")
         verb = verb.upper()
         method = (_BEFORE_LOGIN if self._marks is None else _AFTER_LOGIN).get(verb)
@@ -375,17 +431,38 @@ class POP3Server:
 
     # Both states
 
-    def _capa(self, argument: bytes) -> None:
+    def _capa(self, argument: bytes) -> Event | None:
         lines = list(_CAPABILITIES)
         if self.may_use_plaintext:
-            lines += [b"USER", b"SASL " + b" ".join(sasl.MECHANISMS)]
+            if self.mechanisms is None:
+                return self._wait_for(MechanismsWanted(), lambda: self._capa(argument))
+            lines.append(b"USER")
+            if self.mechanisms:
+                lines.append(b"SASL " + b" ".join(self.mechanisms))
+        if self.offer_tls and not self.secured:
+            lines.append(b"STLS")
         self._ok()
         self._output.append(b"".join(line + b"\r\n" for line in lines) + b".\r\n")
+        return None
 
     def _noop(self, argument: bytes) -> None:
         self._ok()
 
     # AUTHORIZATION (RFC 1939 §4)
+
+    def _stls(self, argument: bytes) -> Event | None:
+        """RFC 2595 §4: before a login only, and nothing behind it until TLS has begun."""
+        if self.secured:
+            self._error(b"TLS has begun already")
+        elif not self.offer_tls:
+            self._error(b"no such command")
+        elif argument:
+            self._error(b"STLS has no argument")
+        elif self._unread:
+            self.end(_PIPELINED)
+        else:
+            return self._ask(StartTLS())
+        return None
 
     def _plaintext_refused(self) -> bool:
         if self.may_use_plaintext:
@@ -428,46 +505,32 @@ class POP3Server:
 
     def _auth(self, argument: bytes) -> Event | None:
         words = argument.split()
+        if self.may_use_plaintext and self.mechanisms is None:
+            return self._wait_for(MechanismsWanted(), lambda: self._auth(argument))
+        offered = (self.mechanisms or ()) if self.may_use_plaintext else ()
         if not words:
             # Older than RFC 5034, and still tried by clients: the mechanisms, one a line.
             self._ok()
-            mechanisms = list(sasl.MECHANISMS) if self.may_use_plaintext else []
-            self._output.append(b"".join(name + b"\r\n" for name in mechanisms) + b".\r\n")
-            return None
-        if len(words) > 2:
+            self._output.append(b"".join(name + b"\r\n" for name in offered) + b".\r\n")
+        elif len(words) > 2:
             self._error(b"a mechanism and at most one response are needed")
-            return None
-        try:
-            exchange = sasl.exchange(words[0])
-        except sasl.SASLError:
+        elif words[0].upper() in offered:
+            self._username = None
+            return self._auth_begin(words[0], words[1] if len(words) > 1 else None)
+        elif words[0].upper() not in MECHANISMS or not self._plaintext_refused():
             self._error(b"no such mechanism")
-            return None
-        if self._plaintext_refused():
-            return None
-        self._username = None
-        self._mechanism = "AUTH " + words[0].upper().decode("ascii")
-        initial = words[1] if len(words) > 1 else None
-        return self._authenticate(exchange, lambda: exchange.begin(initial))
+        return None
 
-    def _authenticate(self, exchange: sasl.Exchange, step: Callable[[], bytes | sasl.Secret]) -> Event | None:
-        """One step of an AUTH command (RFC 5034 §4)."""
-        self._exchange = None
-        try:
-            result = step()
-        except sasl.SASLError as error:
-            if error.kind == sasl.CANCELLED:
-                self._err(b"cancelled")
-            else:
-                self._error(b"the response is " + error.kind.encode("ascii"))
-            return None
-        if not isinstance(result, sasl.Secret):
-            self._exchange = exchange
-            self._output.append(b"+ %s\r\n" % result)
-            return None
-        if result.authzid not in (b"", result.username):
+    def _challenge(self, text: bytes) -> None:
+        self._output.append(b"+ %s\r\n" % text)
+
+    def _auth_failed(self, kind: str) -> None:
+        if kind == sasl.CANCELLED:
+            self._err(b"cancelled")
+        elif kind == FOREIGN:
             self._error(b"nobody may act for somebody else")
-            return None
-        return self._ask(Login(result.username, result.password, None, self._mechanism))
+        else:
+            self._error(b"the response is " + kind.encode("ascii"))
 
     def _utf8(self, argument: bytes) -> None:
         """RFC 6856 §2.1. Messages go out as they are stored in either mode; the client has said that it is ready."""
@@ -592,6 +655,7 @@ _BEFORE_LOGIN: dict[bytes, _Command] = {
     b"PASS": POP3Server._pass,
     b"APOP": POP3Server._apop,
     b"AUTH": POP3Server._auth,
+    b"STLS": POP3Server._stls,
     b"UTF8": POP3Server._utf8,
     b"CAPA": POP3Server._capa,
     b"NOOP": POP3Server._noop,

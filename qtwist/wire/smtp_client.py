@@ -6,8 +6,9 @@ after the other; every :class:`Ready` allows the next one.
 
 The dialogue is spec/qmail.md §15.4 with its defects repaired: EHLO first and HELO when that is refused; PIPELINING
 (RFC 2920), SIZE (RFC 1870) and 8BITMIME (RFC 6152) where the server offers them; replies that make no sense break the
-connection, which means "try again", never "failed for good". 8-bit mail goes to a server without 8BITMIME as it is, as
-qmail sends it (§26.7): nothing is converted.
+connection, which means "try again", never "failed for good". With STARTTLS (RFC 3207), the greeting begins anew once
+the shell has started TLS; nothing that came before counts afterwards. 8-bit mail goes to a server without 8BITMIME as
+it is, as qmail sends it (§26.7): nothing is converted.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Stage(enum.Enum):
     GREETING = "greeting"
     EHLO = "EHLO"
     HELO = "HELO"
+    STARTTLS = "STARTTLS"
     MAIL = "MAIL"
     RCPT = "RCPT"
     DATA = "DATA"
@@ -93,6 +95,18 @@ class Ready:
 
 
 @attrs.frozen
+class StartTLS:
+    """The server waits for TLS: start it, then call :meth:`SMTPClient.secured`, or :meth:`SMTPClient.lost`."""
+
+
+@attrs.frozen
+class NoTLS:
+    """The session is over before it began, as TLS was required: `reply` to STARTTLS; None if it is not offered."""
+
+    reply: Reply | None
+
+
+@attrs.frozen
 class NeedBody:
     """The server waits for the message: hand it to :meth:`SMTPClient.body`, then call :meth:`SMTPClient.end_body`."""
 
@@ -126,7 +140,7 @@ class TooLarge:
 
 @attrs.frozen
 class Refused:
-    """The session is over before it began: this reply to the greeting or to HELO."""
+    """The session is over before it began: this reply to the greeting, to HELO or to STARTTLS."""
 
     stage: Stage
     reply: Reply
@@ -145,16 +159,20 @@ class Broken:
     nonsense: bytes | None = None
 
 
-Event = Ready | NeedBody | RecipientResult | Finished | TooLarge | Refused | Broken
+Event = Ready | StartTLS | NoTLS | NeedBody | RecipientResult | Finished | TooLarge | Refused | Broken
 
 
 class SMTPClient:
-    """One connection. `helohost` is the name that EHLO and HELO tell."""
+    """One connection. `helohost` is the name that EHLO and HELO tell. With `start_tls`, TLS begins where the server
+    offers it; with `require_tls`, nothing is sent without."""
 
-    def __init__(self, helohost: bytes) -> None:
+    def __init__(self, helohost: bytes, *, start_tls: bool = False, require_tls: bool = False) -> None:
         if _UNSAFE.search(helohost) or not helohost:
             raise ValueError("not a host name")
         self._helohost = helohost
+        self._start_tls = start_tls or require_tls
+        self._require_tls = require_tls
+        self._handshaking = False
         self._out: list[bytes] = []
         self._buffer = b""
         self._lines: list[bytes] = []
@@ -183,7 +201,7 @@ class SMTPClient:
     @property
     def idle(self) -> bool:
         """Greeted, and free for a transaction."""
-        return not (self._closed or self._expected or self._transaction)
+        return not (self._closed or self._handshaking or self._expected or self._transaction)
 
     @property
     def wants_body(self) -> bool:
@@ -234,6 +252,13 @@ class SMTPClient:
             self._send(b"DATA", Stage.DATA)
         return []
 
+    def secured(self) -> None:
+        """TLS has begun as :class:`StartTLS` wanted it. RuntimeError when it did not."""
+        if not self._handshaking:
+            raise RuntimeError("TLS was not asked for")
+        self._handshaking = self._start_tls = self._require_tls = False
+        self._send(b"EHLO " + self._helohost, Stage.EHLO)
+
     def body(self, chunk: bytes) -> None:
         """The next chunk of the message as stored. RuntimeError when no message is wanted."""
         if self._stuffer is None or self._closed:
@@ -270,7 +295,10 @@ class SMTPClient:
                 break
             self._line(events, buffer[start:end])
             start = end + 1
-        self._buffer = b"" if self._closed else buffer[start:]
+            if self._handshaking:
+                self._begin_tls(events, buffer[start:])
+                break
+        self._buffer = b"" if self._closed or self._handshaking else buffer[start:]
         return events
 
     def lost(self) -> list[Event]:
@@ -320,18 +348,48 @@ class SMTPClient:
                 self._refuse(events, stage, reply)
         elif stage is Stage.EHLO and reply.code == 250:
             self._extensions = _parse_extensions(reply.text)
-            events.append(Ready())
+            if self._start_tls and b"STARTTLS" in self._extensions:
+                self._send(b"STARTTLS", Stage.STARTTLS)
+            else:
+                self._greeted(events)
+        elif stage is Stage.STARTTLS and reply.code == 220:
+            self._extensions = {}
+            self._handshaking = True
+        elif stage is Stage.STARTTLS and reply.code >= 400:
+            if reply.code == 421:
+                self._refuse(events, stage, reply)
+            else:
+                self._greeted(events, reply)
         elif stage is Stage.EHLO and reply.permanent:
             self._send(b"HELO " + self._helohost, Stage.HELO)
         elif stage in (Stage.EHLO, Stage.HELO):
             if reply.code == 250:
-                events.append(Ready())
+                self._greeted(events)
             else:
                 self._refuse(events, stage, reply)
+        elif stage is Stage.STARTTLS:
+            self._expected.appendleft(stage)
+            self._break(events, reply.text.partition(b"\n")[0])
         elif stage is Stage.RSET and reply.positive:
             events.append(Ready())
         else:
             self._closed = True  # QUIT was answered, or the server is confused
+
+    def _greeted(self, events: list[Event], refusal: Reply | None = None) -> None:
+        """The greeting is over, without TLS if that is still wanted; `refusal` is what was said to STARTTLS."""
+        if self._require_tls:
+            self._out.append(b"QUIT\r\n")
+            self._closed = True
+            events.append(NoTLS(refusal))
+        else:
+            events.append(Ready())
+
+    def _begin_tls(self, events: list[Event], rest: bytes) -> None:
+        """What came in the clear behind the 220 must not be taken for something said through TLS."""
+        if rest:
+            self._break(events, rest[:MAX_LINE])
+        else:
+            events.append(StartTLS())
 
     def _unexpected(self, events: list[Event], reply: Reply) -> None:
         """A reply that nothing asked for: the server ends a message early (too large) or an idle connection (421)."""
@@ -414,10 +472,15 @@ class SMTPClient:
     def _break(self, events: list[Event], nonsense: bytes | None) -> None:
         """The connection is of no use any more. What is known stays known; the rest is to be tried again."""
         self._closed = True
-        stage = self._expected[0] if self._expected else Stage.MESSAGE
+        stage = self._expected[0] if self._expected else Stage.STARTTLS if self._handshaking else Stage.MESSAGE
         if self._verdict is not None:
             self._settle(events, self._verdict)
-        elif self._transaction is not None or stage in (Stage.GREETING, Stage.EHLO, Stage.HELO):
+        elif self._transaction is not None or stage in (
+            Stage.GREETING,
+            Stage.EHLO,
+            Stage.HELO,
+            Stage.STARTTLS,
+        ):
             events.append(Broken(stage, self._dot_sent, nonsense))
             self._end_transaction()
 

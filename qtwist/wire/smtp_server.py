@@ -1,9 +1,11 @@
-"""The server's side of SMTP as a state machine without I/O (spec/qmail.md §2.10, §16; RFC 5321, 1870, 2920, 6152).
+"""The server's side of SMTP as a state machine without I/O (spec/qmail.md §2.10, §16; RFC 5321, 1870, 2920, 3207,
+6152).
 
 Bytes go in by :meth:`SMTPServer.receive`, events come out of :meth:`SMTPServer.next_event`, bytes for the client out of
-:meth:`SMTPServer.data_to_send`. Connect, Helo, Mail, Rcpt, Data and EndOfMessage are questions: after one of them the
-machine looks at no further input until :meth:`~SMTPServer.accept` or :meth:`~SMTPServer.reply` has answered it. So
-answers are in order under pipelining, however late one of them comes. Everything else it answers itself.
+:meth:`SMTPServer.data_to_send`. Connect, Helo, StartTLS, Mail, Rcpt, Data and EndOfMessage are questions: after one of
+them the machine looks at no further input until :meth:`~SMTPServer.accept` or :meth:`~SMTPServer.reply` has answered
+it. So answers are in order under pipelining, however late one of them comes. AUTH has questions of its own
+(:mod:`qtwist.wire.sasl_mechanisms`). Everything else it answers itself.
 
 The invariant: any bytes are parsed or answered with an error reply; nothing else happens.
 
@@ -12,14 +14,20 @@ It must not know sockets, Deferreds, files, clocks or who may do what.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 
 from qtwist.mail.address import parse_path
+from qtwist.wire import sasl
+from qtwist.wire.sasl import SaltWanted
+from qtwist.wire.sasl_mechanisms import FOREIGN, Authenticating, Claimed, Confirmed, E
 from qtwist.wire.smtp_body import BodyDecoder, HopCounter
 
 MAX_LINE = 2048  # octets of a command line before its LF
+MAX_AUTH_LINE = sasl.LONGEST_LINE + 1  # the same of a client's response in AUTH, its CR included
 MAX_SKIPPED = 65536  # octets of an overlong command line after which the connection is closed
 MAX_ADDRESS = 899  # spec §16.3
 MAX_HELO = 255  # RFC 5321 §4.5.3.1.2
@@ -57,11 +65,13 @@ class Reply:
 @attrs.frozen
 class Limits:
     """Bounds of one connection. `errors` counts commands that make no sense, `refusals` the 5xx answers to commands
-    that do; both start again with every accepted message. Reaching one is answered 421 and ends the connection."""
+    that do; both start again with every accepted message. `logins` counts what was answered 535. Reaching one is
+    answered 421 and ends the connection."""
 
     recipients: int = 10000
     errors: int = 20
     refusals: int = 100
+    logins: int = 5
 
 
 @attrs.frozen
@@ -75,6 +85,13 @@ class Helo:
 
     name: bytes
     extended: bool
+
+
+@attrs.frozen
+class StartTLS:
+    """A question: does TLS begin? Yes (:meth:`SMTPServer.accept`) is answered 220; then the shell sends what there is
+    to send and starts TLS at once: the machine has forgotten greeting and transaction, and what it is given next
+    must have come through TLS (RFC 3207 §4.2)."""
 
 
 @attrs.frozen
@@ -127,20 +144,52 @@ class Quit:
     """The client gave QUIT, which is already answered."""
 
 
-Event = Connect | Helo | Mail | Rcpt | Reset | Data | Chunk | EndOfMessage | Quit
+Event = (
+    Connect
+    | Helo
+    | StartTLS
+    | SaltWanted
+    | Claimed
+    | Confirmed
+    | Mail
+    | Rcpt
+    | Reset
+    | Data
+    | Chunk
+    | EndOfMessage
+    | Quit
+)
 
 _BARE = Reply(554, b"bare LF, bare CR or NUL in the message: line ends are CRLF (RFC 5321 section 2.3.8) (#5.6.0)")
 _HOPS = Reply(554, b"this message has passed through too many hosts, it is looping (#5.4.6)")
 _TOO_BIG = Reply(552, b"the message is larger than this server takes (#5.3.4)")
+_PIPELINED = Reply(554, b"nothing may follow STARTTLS before TLS has begun (RFC 3207 section 4) (#5.5.1)")
 _TOO_MANY = Reply(421, b"too many errors, closing the connection (#4.7.0)")
+_UNIMPLEMENTED = (502, b"unimplemented (#5.5.1)")
+_WRONG_LOGIN = 535
+
+#: What MAIL says of the sender by RFC 4954 §5. Nobody here is trusted to say it, so that it is not kept.
+_AUTH_PARAMETER = re.compile(rb"<>|(?:[!-*,-<>-~]|\+[0-9A-F]{2}){1,500}")
+
+_SASL_REPLIES = {  # RFC 4954 §4, §6
+    sasl.CANCELLED: (501, b"cancelled (#5.7.0)"),
+    sasl.MALFORMED: (501, b"the response is malformed (#5.5.2)"),
+    sasl.TOO_LONG: (500, b"the response is too long (#5.5.6)"),
+    sasl.OTHER_CHANNEL: (_WRONG_LOGIN, b"the response is bound to another channel (#5.7.8)"),
+    FOREIGN: (_WRONG_LOGIN, b"nobody may act for somebody else (#5.7.8)"),
+}
 
 
-class SMTPServer:
+class SMTPServer(Authenticating):
     """One connection.
+
+    `has_auth` says whether there is AUTH at all, `mechanisms` are those that it offers: to be set before an EHLO is
+    accepted, empty where passwords must not come over this connection.
 
     `greeting` is the host name (and more) of control/smtpgreeting. `rewrite` is applied to every address that was
     parsed (localiphost, spec §16.3). `bare` goes to :class:`BodyDecoder`. `databytes`, the most octets that a message
-    may have (0: any number), can be set until the connection is accepted and afterwards.
+    may have (0: any number), can be set until the connection is accepted and afterwards. `offer_tls` says that STARTTLS
+    may be given, `secured` that the connection is encrypted: from the start, or since a StartTLS was accepted.
 
     HELO is not demanded, a second MAIL begins anew, a command may end in a bare LF: all as in qmail (§16.1, §2.10).
     That leniency cannot be used for smuggling, because a body that holds a bare LF never comes to its end in peace.
@@ -155,6 +204,10 @@ class SMTPServer:
         bare: str = "refuse",
     ) -> None:
         self.databytes = 0
+        self.offer_tls = False
+        self.secured = False
+        self.has_auth = False
+        self.mechanisms: tuple[bytes, ...] = ()
         self.closed = False
         self._greeting = greeting
         self._limits = limits or Limits()
@@ -166,7 +219,7 @@ class SMTPServer:
         self._arrived: list[bytes] = []
         self._unread = 0  # octets of _input from _at on, and of _arrived
         self._skipped = 0  # octets of an overlong line that were dropped
-        self._question: Event | None = None
+        self._question: Any = None
         self._connected = False
         self._has_sender = False
         self._recipients = 0
@@ -175,6 +228,8 @@ class SMTPServer:
         self._ended = False
         self._errors = 0
         self._refusals = 0
+        self._failed_logins = 0
+        self._has_login = False
 
     # What the shell calls
 
@@ -213,7 +268,7 @@ class SMTPServer:
             line = self._next_line()
             if line is None:
                 return None
-            event = self._command(line)
+            event = self._response(line) if self._in_auth else self._command(line)
             if event is not None:
                 return event
         return None
@@ -225,23 +280,28 @@ class SMTPServer:
             self.reply(Reply(220, b"%s ESMTP" % self._greeting))
         elif isinstance(question, Helo):
             self.reply(Reply(250, self._capabilities() if question.extended else self._greeting))
+        elif isinstance(question, StartTLS):
+            self._answered(StartTLS)
+            self._start_tls()
         elif isinstance(question, Data):
-            self._answered()
+            self._answered(Data)
             self._send(Reply(354, b"go ahead"))
             self._body = BodyDecoder(limit=self.databytes, bare=self._bare)
             self._hops = HopCounter()
             self._ended = False
+        elif isinstance(question, Claimed | Confirmed):
+            self.reply(Reply(235, b"ok, go ahead (#2.7.0)"))
         else:
             self.reply(reply or Reply(250, b"ok"))
 
     def reply(self, reply: Reply) -> None:
         """Answer the open question. A code 421 ends the connection, as do a refused Connect and a broken body.
 
-        Data is answered positively by :meth:`accept` only: ValueError else.
+        Data and StartTLS are answered positively by :meth:`accept` only: ValueError else.
         """
-        question = self._answered()
-        if isinstance(question, Data) and reply.positive:
-            raise ValueError("a positive answer to DATA is 354, given by accept()")
+        question = self._answered(object)
+        if isinstance(question, (Data, StartTLS)) and reply.positive:
+            raise ValueError("a positive answer to DATA or STARTTLS is given by accept()")
         broken = False
         if isinstance(question, EndOfMessage):
             broken = self._body is not None and self._body.refused
@@ -253,9 +313,12 @@ class SMTPServer:
                 self._has_sender = True
             elif isinstance(question, Rcpt):
                 self._recipients += 1
+            elif isinstance(question, Claimed | Confirmed):
+                self._has_login = True
         if reply.code >= 500:
             self._refusals += 1
-            if self._refusals >= self._limits.refusals:
+            self._failed_logins += reply.code == _WRONG_LOGIN
+            if self._refusals >= self._limits.refusals or self._failed_logins >= self._limits.logins:
                 reply = _TOO_MANY
         self._send(reply)
         if reply.code == 421 or broken or (isinstance(question, Connect) and not reply.positive):
@@ -271,20 +334,22 @@ class SMTPServer:
         """The connection is gone, or about to go: nothing more is read, asked or answered. Harmless when repeated."""
         self.closed = True
         self._question = None
+        self._in_auth = False
         self._input = b""
         self._arrived.clear()
         self._at = self._unread = 0
 
     # Inside
 
-    def _ask(self, question: Event) -> Event:
+    def _ask(self, question: E) -> E:
         self._question = question
         return question
 
-    def _answered(self) -> Event:
-        question, self._question = self._question, None
-        if question is None:
-            raise RuntimeError("there is no question to answer")
+    def _answered(self, kind: type) -> Event:
+        question: Event | None = self._question
+        if question is None or not isinstance(question, kind):
+            raise RuntimeError("there is no such question to answer")
+        self._question = None
         return question
 
     def _send(self, reply: Reply) -> None:
@@ -299,7 +364,22 @@ class SMTPServer:
 
     def _capabilities(self) -> bytes:
         size = b"SIZE %d" % self.databytes if self.databytes else b"SIZE"
-        return b"\n".join((self._greeting, b"PIPELINING", b"8BITMIME", size))
+        lines = [self._greeting, b"PIPELINING", b"8BITMIME", size]
+        if self.offer_tls and not self.secured:
+            lines.append(b"STARTTLS")
+        if self.mechanisms:
+            lines.append(b"AUTH " + b" ".join(self.mechanisms))
+        return b"\n".join(lines)
+
+    def _start_tls(self) -> None:
+        if self._unread:
+            # Whoever sent it did so before TLS: a man in the middle could have (CVE-2011-0411).
+            self.end(_PIPELINED)
+            return
+        self._send(Reply(220, b"ready to start TLS"))
+        self._forget()
+        self.mechanisms = ()  # until the next EHLO
+        self.secured = True
 
     def _gather(self) -> None:
         """Bring all that has arrived into _input."""
@@ -340,8 +420,9 @@ class SMTPServer:
         if end < 0 and self._arrived:
             self._gather()
             end = self._input.find(b"\n", self._at)
+        longest = MAX_AUTH_LINE if self._in_auth else MAX_LINE
         if end < 0:
-            if self._unread > MAX_LINE:
+            if self._unread > longest:
                 self._skipped += self._unread
                 self._input, self._at, self._unread = b"", 0, 0
                 if self._skipped > MAX_SKIPPED:
@@ -356,7 +437,15 @@ class SMTPServer:
             self.end(_TOO_MANY)
             return None
         # An overlong line is handed on too long as it is, so that _command sees it.
-        return line if length <= MAX_LINE else b"\0"
+        return line if length <= longest else b"\0"
+
+    def _response(self, line: bytes) -> Event | None:
+        """A line of the client's in the middle of AUTH."""
+        if b"\0" not in line:
+            return self._auth_line(line.removesuffix(b"\r"))
+        self._in_auth = False
+        self._auth_failed(sasl.TOO_LONG)
+        return None
 
     def _command(self, line: bytes) -> Event | None:
         if line.endswith(b"\r"):
@@ -367,7 +456,7 @@ class SMTPServer:
         verb, _, argument = line.partition(b" ")
         method = _COMMANDS.get(verb.upper())
         if method is None:
-            self._error(502, b"unimplemented (#5.5.1)")
+            self._error(*_UNIMPLEMENTED)
             return None
         return method(self, argument.lstrip(b" "))
 
@@ -381,6 +470,22 @@ class SMTPServer:
     def _ehlo(self, name: bytes) -> Event | None:
         return self._helo(name, extended=True)
 
+    def _starttls(self, argument: bytes) -> Event | None:
+        """RFC 3207 §4: no parameters, and nothing behind it until TLS has begun."""
+        if self.secured:
+            self._error(503, b"TLS has begun already (#5.5.1)")
+        elif not self.offer_tls:
+            self._error(*_UNIMPLEMENTED)
+        elif self._has_login:
+            self._error(503, b"TLS comes before AUTH (#5.5.1)")
+        elif argument:
+            self._error(501, b"STARTTLS has no parameters (#5.5.4)")
+        elif self._unread:
+            self.end(_PIPELINED)
+        else:
+            return self._ask(StartTLS())
+        return None
+
     def _mail(self, argument: bytes) -> Event | None:
         parsed = self._parse(argument)
         if parsed is None:
@@ -392,6 +497,9 @@ class SMTPServer:
         size = params.get(b"SIZE", b"0")
         if not (size.isdigit() and len(size) <= 20):  # RFC 1870 section 4: 1 to 20 digits
             self._error(501, b"SIZE is a number (#5.5.4)")
+            return None
+        if self.mechanisms and not _AUTH_PARAMETER.fullmatch(params.pop(b"AUTH", b"<>")):
+            self._error(501, b"AUTH is <> or a mailbox as xtext (#5.5.4)")
             return None
         if params.keys() - {b"BODY", b"SIZE"}:
             self._error(555, b"unknown parameter (#5.5.4)")
@@ -419,6 +527,33 @@ class SMTPServer:
         else:
             return self._ask(Rcpt(address, params))
         return None
+
+    def _auth(self, argument: bytes) -> Event | None:
+        words = argument.split()
+        if not self.has_auth:
+            self._error(*_UNIMPLEMENTED)
+        elif not self.mechanisms:
+            if self.secured:
+                self._error(503, b"EHLO tells whether there is AUTH here (#5.5.1)")
+            else:
+                self._error(538, b"logins are taken over an encrypted connection only (#5.7.11)")
+        elif self._has_login:
+            self._error(503, b"you have logged in already (#5.5.1)")
+        elif self._has_sender:
+            self._error(503, b"not in the middle of a transaction (#5.5.1)")
+        elif not 1 <= len(words) <= 2:
+            self._error(501, b"a mechanism and at most one response are needed (#5.5.4)")
+        elif words[0].upper() not in self.mechanisms:
+            self._error(504, b"no such mechanism (#5.5.4)")
+        else:
+            return self._auth_begin(words[0], words[1] if len(words) > 1 else None)
+        return None
+
+    def _challenge(self, text: bytes) -> None:
+        self._send(Reply(334, text))
+
+    def _auth_failed(self, kind: str) -> None:
+        self._error(*_SASL_REPLIES[kind])
 
     def _parse(self, argument: bytes) -> tuple[bytes, dict[bytes, bytes]] | None:
         """Address and parameters of MAIL or RCPT; None when the client has got an error instead."""
@@ -485,6 +620,8 @@ class SMTPServer:
 _COMMANDS: dict[bytes, Callable[[SMTPServer, bytes], Event | None]] = {
     b"HELO": SMTPServer._helo,
     b"EHLO": SMTPServer._ehlo,
+    b"STARTTLS": SMTPServer._starttls,
+    b"AUTH": SMTPServer._auth,
     b"MAIL": SMTPServer._mail,
     b"RCPT": SMTPServer._rcpt,
     b"DATA": SMTPServer._data,

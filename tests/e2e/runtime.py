@@ -23,7 +23,21 @@ from tools.account import Account, can_run, environment, ordinary_account
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 CHECK = "import twisted.scripts.twistd, qtwist.interfaces, cryptography, sys; assert sys.version_info[:2] == (%d, %d)"
 # Large, and not what a daemon needs.
-LEFT_OUT = ("__pycache__", "*.pth", "mypy*", "*mypyc*", "ruff*", "pip", "pip-*", "setuptools*", "pkg_resources", "hypothesis*")
+LEFT_OUT = (
+    *("__pycache__", "*.pth", "mypy*", "*mypyc*", "ruff*", "pip", "pip-*"),
+    *("setuptools*", "pkg_resources", "hypothesis*"),
+)
+    "__pycache__",
+    "*.pth",
+    "mypy*",
+    "*mypyc*",
+    "ruff*",
+    "pip",
+    "pip-*",
+    "setuptools*",
+    "pkg_resources",
+    "hypothesis*",
+)
 
 
 @attrs.frozen

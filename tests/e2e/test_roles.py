@@ -10,11 +10,13 @@ import poplib
 import re
 import signal
 import smtplib
+import ssl
 import subprocess
 from typing import Any
 from unittest import SkipTest
 
 from tests.accounts import ROLES, accounts
+from tests.certificates import Authority
 from tests.e2e.harness import ME, PATIENCE, Daemon, DaemonCase, accepts, free_port, wait_until
 
 #: User ids of people, without accounts: users/assign knows them.
@@ -472,6 +474,38 @@ class MailboxTests(RootCase):
             self.assertIn(b"[AUTH]", caught.exception.args[0])
         self.assertEqual(self.log_in("eve").stat(), (0, 0))
 
+    def test_smtp_login(self) -> None:
+        """AUTH in a server that has no right to see the store (RFC 4954)."""
+        daemon = self.start()
+        far = "somebody@far.test"
+        with smtplib.SMTP("127.0.0.1", self.port, timeout=PATIENCE) as client:
+            client.login("tom", self.secret)
+            self.assertEqual(client.mail(f"tom@{ME}")[0], 250)
+            self.assertEqual(client.rcpt(far)[0], 250)
+        with smtplib.SMTP("127.0.0.1", self.port, timeout=PATIENCE) as client:
+            self.assertRaises(smtplib.SMTPAuthenticationError, client.login, "tom", "guess")
+            self.assertEqual(client.mail(f"tom@{ME}")[0], 250)
+            self.assertEqual(client.rcpt(far)[0], 553)
+        daemon.log.wait("login of tom from 127.0.0.1 by")
+
+    def test_submission(self) -> None:
+        """One process for both ports; whose an address is, it finds out without any rights (RFC 6409)."""
+        port = free_port()
+        with open(os.path.join(self.home, "control", "listen"), "a") as file:
+            file.write(f"submission tcp:{port}:interface=127.0.0.1\n")
+        daemon = self.start()
+        wait_until("submission", lambda: accepts(port))
+        with smtplib.SMTP("127.0.0.1", port, timeout=PATIENCE) as client:
+            client.login("tom", self.secret)
+            self.assertEqual([client.mail(f"{name}@{ME}")[0] for name in ("eve", "tom-x")], [553, 250])
+            client.rset()
+            client.sendmail(f"tom@{ME}", [f"tom@{ME}"], "Subject: x\n\nhello\n")
+        daemon.log.wait("end msg")
+        [message] = self.mail_of("tom")
+        self.assertIn(f"\nFrom: <tom@{ME}>\n".encode(), message)
+        [process] = self.roles(daemon)["submission"]
+        self.assertEqual(status(process)["Uid"].split()[0], str(self.accounts["qmaild"].pw_uid))
+
     def test_auth_comes_back(self) -> None:
         """Without the role that checks passwords nobody gets in, and nobody is thrown out."""
         daemon = self.start()
@@ -493,3 +527,35 @@ class MailboxTests(RootCase):
 
 def client_uids(client: poplib.POP3) -> list[bytes]:
     return [line.split()[1] for line in client.uidl()[1]]
+
+
+class TLSTests(RootCase):
+    """TLS is spoken by qmaild's processes, who alone may read the key."""
+
+    def test_ports_and_a_certificate(self) -> None:
+        ports = {role: free_port() for role in ("smtps", "pop3", "pop3s")}
+        listen = [f"{role} tcp:{port}:interface=127.0.0.1\n" for role, port in (("smtp", self.port), *ports.items())]
+        self.write_control("listen", "".join(listen))
+        authority = Authority()
+        self.write_control("servercert.pem", authority.certify(ME).decode())
+        certificate = os.path.join(self.home, "control", "servercert.pem")
+        os.chown(certificate, 0, self.accounts["qmaild"].pw_gid)
+        os.chmod(certificate, 0o640)
+        daemon = self.start()
+        context = ssl.create_default_context(cadata=authority.pem.decode())
+        context.check_hostname = False
+        with smtplib.SMTP("127.0.0.1", self.port, timeout=PATIENCE) as client:
+            client.starttls(context=context)
+            client.sendmail("a@b.test", [f"joe@{ME}"], "Subject: x\n\n")
+        wait_until("smtps", lambda: accepts(ports["smtps"]))
+        with smtplib.SMTP_SSL("127.0.0.1", ports["smtps"], timeout=PATIENCE, context=context) as client:
+            client.sendmail("a@b.test", [f"joe@{ME}"], "Subject: x\n\n")
+        daemon.log.wait(r"end msg", 2)
+        self.assertIn(b" with ESMTPS ", self.mail_of("joe")[1])
+        wait_until("pop3s", lambda: accepts(ports["pop3s"]))
+        poplib.POP3_SSL("127.0.0.1", ports["pop3s"], timeout=PATIENCE, context=context).quit()
+        pop3 = poplib.POP3("127.0.0.1", ports["pop3"], timeout=PATIENCE)
+        pop3.stls(context=context)
+        pop3.quit()
+        self.assertEqual(len(self.roles(daemon)["pop3d"]), 1)
+        self.assertEqual(daemon.stop(), 0)

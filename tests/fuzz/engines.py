@@ -8,15 +8,18 @@ must (``wire/smtp_server.py`` and the other heads; spec/qmail.md §16 to §18).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from base64 import b64encode
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from qtwist.wire import pop3_server, qmtp_server, sasl, smtp_client, smtp_server
+from qtwist.wire import pop3_server, qmtp_server, sasl, sasl_mechanisms, smtp_client, smtp_server
 from qtwist.wire.dot_stuffing import DotStuffer
 from qtwist.wire.netstring import NetstringError, NetstringReader
 from qtwist.wire.pop3_server import POP3Server
 from qtwist.wire.qmqp import QMQPServer
 from qtwist.wire.qmtp_server import QMTPServer
+from qtwist.wire.sasl import SaltWanted
+from qtwist.wire.sasl_mechanisms import MECHANISMS, Authenticating, Claimed, Confirmed
 from qtwist.wire.smtp_body import BodyDecoder
 from qtwist.wire.smtp_client import SMTPClient, Transaction
 from qtwist.wire.smtp_server import Reply, SMTPServer
@@ -26,6 +29,8 @@ _SMTP_COMMANDS = re.compile(rb"(?:[^\r\n\0]*\r\n)*")
 _POP3_FIRST = re.compile(rb"(?:(?:\+OK|-ERR|\+ |\.|[^\r\n]*)[^\n]*\n)*")
 
 Outcome = tuple[Any, ...]
+
+CHANNEL = sasl.Channel(b"mx.test", lambda: b"nonce", {b"tls-exporter": b"bound"})
 
 
 def join(events: Iterable[Any]) -> list[Any]:
@@ -39,10 +44,25 @@ def join(events: Iterable[Any]) -> list[Any]:
     return joined
 
 
+def authenticate(engine: Authenticating, event: Any, yes: Callable[[], None], no: Callable[[], None]) -> None:
+    """Answer a question of AUTH: passwords are ``x``, all digests and proofs are right."""
+    if isinstance(event, SaltWanted):
+        engine.salted(b"salt", 4096)
+    elif isinstance(event.claim, sasl.Proof):
+        engine.confirm(b"signature")
+    elif isinstance(event.claim, sasl.Secret) and event.claim.password != b"x":
+        no()
+    else:
+        yes()
+
+
 def smtp_server_outcome(parts: Iterable[bytes]) -> Outcome:
     """A server that refuses what has a ``z`` in it."""
     engine = SMTPServer(b"mx.test", limits=smtp_server.Limits(recipients=50))
     engine.databytes = 5000
+    engine.has_auth = True
+    engine.mechanisms = tuple(MECHANISMS)
+    engine.channel = CHANNEL
     seen: list[Any] = []
     sent = []
     data = 0
@@ -60,7 +80,9 @@ def smtp_server_outcome(parts: Iterable[bytes]) -> Outcome:
                 seen.append(event.refusal)
             else:
                 seen.append(event)
-            if isinstance(event, smtp_server.Mail | smtp_server.Rcpt) and b"z" in event.address:
+            if isinstance(event, SaltWanted | Claimed):
+                authenticate(engine, event, engine.accept, lambda: engine.reply(Reply(535, b"no")))
+            elif isinstance(event, smtp_server.Mail | smtp_server.Rcpt) and b"z" in event.address:
                 engine.reply(Reply(550, b"no\r\n250 forged"))
             elif isinstance(event, smtp_server.EndOfMessage):
                 engine.reply(event.refusal or Reply(250, b"ok"))
@@ -68,7 +90,8 @@ def smtp_server_outcome(parts: Iterable[bytes]) -> Outcome:
                 engine.accept()
         sent.append(engine.data_to_send())
         # What lies unread is a line that has no end, at most.
-        assert engine.closed or engine._unread <= smtp_server.MAX_LINE + 1, engine._unread
+        longest = smtp_server.MAX_AUTH_LINE if engine._in_auth else smtp_server.MAX_LINE
+        assert engine.closed or engine._unread <= longest + 1, engine._unread
     if engine.in_message or (engine.closed and seen and isinstance(seen[-1], bytes)):
         del seen[data + 1 :]  # nor is there a message without an end
     output = b"".join(sent)
@@ -162,7 +185,8 @@ def qmtp_outcome(parts: Iterable[bytes]) -> Outcome:
 
 def pop3_outcome(parts: Iterable[bytes]) -> Outcome:
     """A maildrop of three messages; the password is ``x``."""
-    engine = POP3Server(b"<1.2@pop.test>", plaintext=True)
+    engine = POP3Server(b"<1.2@pop.test>", plaintext=True, mechanisms=None)
+    engine.channel = CHANNEL
     engine.greet()
     seen: list[Any] = []
     sent = []
@@ -175,6 +199,12 @@ def pop3_outcome(parts: Iterable[bytes]) -> Outcome:
                     engine.logged_in(3)
                 else:
                     engine.refuse(b"no", pop3_server.BAD_CREDENTIALS)
+            elif isinstance(event, pop3_server.MechanismsWanted):
+                engine.give_mechanisms(tuple(MECHANISMS))
+            elif isinstance(event, SaltWanted | Claimed):
+                authenticate(engine, event, lambda: engine.logged_in(3), lambda: engine.refuse(b"no"))
+            elif isinstance(event, Confirmed):
+                engine.logged_in(3)
             elif isinstance(event, pop3_server.SizesWanted):
                 engine.give_sizes([10, 200, 3])
             elif isinstance(event, pop3_server.UidsWanted):
@@ -200,10 +230,13 @@ def sasl_outcome(parts: Iterable[bytes]) -> Outcome:
     mechanism, *responses = b"".join(parts).split(b"\n")
     seen: list[Any] = []
     try:
-        exchange = sasl.exchange(mechanism)
+        exchange = sasl_mechanisms.exchange(mechanism, CHANNEL)
         step = exchange.begin(responses.pop(0) if responses else None)
-        while responses and isinstance(step, bytes):
+        while responses and isinstance(step, bytes | SaltWanted):
             seen.append(step)
+            if isinstance(step, SaltWanted):
+                step = exchange.salted(b"salt", 4096)
+                continue
             step = exchange.respond(responses.pop(0))
         seen.append(step)
         if isinstance(step, sasl.Secret):
@@ -275,8 +308,14 @@ ENGINES = {
     "dot_stuffing": sender_outcome,
 }
 
+_FIRST = b64encode(b"n,,n=joe,r=abc")
+_FINAL = b64encode(b"c=biws,r=abcnonce,p=" + b64encode(bytes(32)))
+_SCRAM = b"SCRAM-SHA-256 %b\n%b\n" % (_FIRST, _FINAL)
+
 SEEDS: dict[str, tuple[bytes, ...]] = {
     "smtp_server": (
+        b"EHLO a\r\nAUTH " + _SCRAM.replace(b"\n", b"\r\n") + b"\r\nMAIL FROM:<a@b>\r\nQUIT\r\n",
+        b"AUTH PLAIN AGpvZQB4\r\nAUTH CRAM-MD5\r\n*\r\nAUTH LOGIN\r\nam9l\r\neA==\r\nQUIT\r\n",
         b"EHLO c.test\r\nMAIL FROM:<a@b.test> SIZE=10 BODY=8BITMIME\r\nRCPT TO:<c@mx.test>\r\nRCPT TO:<z@mx.test>\r\n"
         b"DATA\r\nReceived: x\r\nSubject: y\r\n\r\n..dot\r\n.\r\nQUIT\r\n",
         b"HELO x\nMAIL FROM:a@b\nRCPT TO:<@r:c@d>\nDATA\nhello\n.\n\r\n.\r\nMAIL FROM:<x@y>\r\n",
@@ -306,9 +345,17 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b"DELE 3\r\nRSET\r\nDELE 1\r\nQUIT\r\n",
         b"APOP joe 0123456789abcdef0123456789abcdef\r\nAUTH PLAIN AGpvZQB4\r\nLIST 2\r\n"
         b"UIDL 9\r\nNOOP\r\nLAST\r\nQUIT\r\n",
+        b"AUTH " + _SCRAM.replace(b"\n", b"\r\n") + b"\r\nSTAT\r\nQUIT\r\n",
         b"AUTH LOGIN\r\nam9l\r\neA==\r\nTOP 1 0\r\nRETR 99999999999\r\nUTF8\r\nQUIT\r\n",
     ),
-    "sasl": (b"PLAIN\nAGpvZQB4", b"LOGIN\n\nam9l\neA==", b"login\nam9l\neA==", b"CRAM-MD5\n="),
+    "sasl": (
+        b"PLAIN\nAGpvZQB4",
+        b"LOGIN\n\nam9l\neA==",
+        b"login\nam9l\neA==",
+        b"CRAM-MD5\n=",
+        _SCRAM.replace(b" ", b"\n"),
+        b"EXTERNAL\n=",
+    ),
     "netstring": (b"5:hello,", b"0:,", b"1000:" + b"x" * 1000 + b","),
     "smtp_body": (b"Subject: x\r\n\r\n..dot\r\n.\r\nQUIT\r\n", b".\r\n", b"a\n.\nb\r\n.\r\n", b"a\r.\r\nb\0\r\n.\r\n"),
     "dot_stuffing": (b".\n..\n\r\n.\r\n.\r", b"hello\n.\n", b"\r\r\n.\0.\n"),

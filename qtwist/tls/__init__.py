@@ -1,0 +1,1 @@
+"""TLS for servers and for the way out: certificates as contexts, handshakes, who is on the other side."""
