@@ -27,17 +27,6 @@ LEFT_OUT = (
     *("__pycache__", "*.pth", "mypy*", "*mypyc*", "ruff*", "pip", "pip-*"),
     *("setuptools*", "pkg_resources", "hypothesis*"),
 )
-    "__pycache__",
-    "*.pth",
-    "mypy*",
-    "*mypyc*",
-    "ruff*",
-    "pip",
-    "pip-*",
-    "setuptools*",
-    "pkg_resources",
-    "hypothesis*",
-)
 
 
 @attrs.frozen
