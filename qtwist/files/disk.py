@@ -226,7 +226,7 @@ class RealDisk(Disk):
             return False
         device = os.fstat(fd).st_dev
         if device not in self._shared:
-            self._shared[device] = _filesystem_of(device) in _LOCAL_FILESYSTEMS
+            self._shared[device] = filesystem_of(device) in _LOCAL_FILESYSTEMS
         return self._shared[device]
 
     def sync_filesystem(self, fd: int) -> None:
@@ -240,7 +240,7 @@ class RealDisk(Disk):
             raise OSError(code, os.strerror(code))
 
 
-def _filesystem_of(device: int) -> str | None:
+def filesystem_of(device: int) -> str | None:
     """The type of a mounted file system, None when the system does not tell."""
     wanted = b"%d:%d" % (os.major(device), os.minor(device))
     try:

@@ -3,17 +3,66 @@
 from __future__ import annotations
 
 import os
-import time
+import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from qtwist.files.watching import DirectoryWatch
 
 if TYPE_CHECKING:
     from qtwist.control import Control
 
 T = TypeVar("T")
 
-#: A directory that was changed this long ago (ns) gets another time stamp when it is changed again, on any file system.
-_SETTLED = 2_000_000_000
+_watches: WeakKeyDictionary[Control, _Watch] = WeakKeyDictionary()
+
+
+class _Watch:
+    """Tells whether anything has changed in the directory of a :class:`Control`, where the system can."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._watch: DirectoryWatch | None = None
+        self._opened = 0  # how many there were
+        self._hopeless = False
+
+    def version(self) -> tuple[int, int] | None:
+        """Another value whenever there was a change since the last time; None when nobody knows."""
+        if self._hopeless:
+            return None
+        try:
+            status = os.stat(self._directory)
+            watch = self._watch
+            if watch is None or (status.st_ino, status.st_dev) != (watch.inode, watch.device):
+                self._watch = watch = DirectoryWatch(self._directory)
+                self._opened += 1
+        except FileNotFoundError:
+            return None
+        except OSError:
+            self._hopeless = True
+            return None
+        version = watch.version()
+        if version is None:
+            self._watch = None
+            return None
+        return self._opened, version
+
+    def sees(self, path: str) -> bool:
+        """Whether a change of this file would be noticed: it is no link, mounted from nowhere else, and has no other
+        name."""
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return (
+            self._watch is not None
+            and stat.S_ISREG(status.st_mode)
+            and status.st_nlink == 1
+            and status.st_dev == self._watch.device
+        )
 
 
 class Watched(Generic[T]):
@@ -26,39 +75,24 @@ class Watched(Generic[T]):
         self._control = control
         self._names = names
         self._read = read
-        self._known: tuple[dict[str, object], T] | None = None
-        # Most files that could be there are not: they are looked for only when something came into the directory, or
-        # left it. Its time stamp then, None while that says nothing.
-        self._directory: int | None = None
+        self._known: tuple[list[object], T] | None = None
+        if control not in _watches:
+            _watches[control] = _Watch(control.directory)
+        self._watch = _watches[control]
+        # With this version of the directory, the value is the one that is known; None when that has to be looked up.
+        self._version: tuple[int, int] | None = None
 
     def get(self) -> T:
         """The value as the files have it now; what `read` raises, and ControlError for a file that cannot be seen."""
-        stamp = self._control.stamp
+        version = self._watch.version()
         known = self._known
-        directory = self._directory_stamp()
-        if known is not None:
-            stamps, value = known
-            if directory is not None and directory == self._directory:
-                # A file has a stamp of None when it is not there.
-                if all(one is None or stamp(name) == one for name, one in stamps.items()):
-                    return value
-            elif stamps == {name: stamp(name) for name in self._names}:
-                self._directory = None if self._may_appear() else directory
-                return value
+        if known is not None and version is not None and version == self._version:
+            return known[1]
+        self._version = None
         # The stamps are older than what is read: a change in between is noticed the next time.
-        stamps = {name: stamp(name) for name in self._names}
-        value = self._read()
-        self._known = stamps, value
-        self._directory = None if self._may_appear() else directory
-        return value
-
-    def _directory_stamp(self) -> int | None:
-        try:
-            modified = os.stat(self._control.directory).st_mtime_ns
-        except OSError:
-            return None
-        return modified if time.time_ns() - modified > _SETTLED else None
-
-    def _may_appear(self) -> bool:
-        """Whether a missing file can come without a change of the directory: behind a link that leads nowhere."""
-        return any(os.path.islink(self._control.path(name)) for name in self._names)
+        stamps: list[object] = [self._control.stamp(name) for name in self._names]
+        if known is None or known[0] != stamps:
+            self._known = known = stamps, self._read()
+        if version is not None and all(self._watch.sees(self._control.path(name)) for name in self._names):
+            self._version = version
+        return known[1]

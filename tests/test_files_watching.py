@@ -1,0 +1,133 @@
+"""Changes in a directory of control files are noticed at once, and looked for only where they can come from."""
+
+from __future__ import annotations
+
+import os
+from unittest import mock
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from qtwist.control import Control
+from qtwist.files import watching
+from qtwist.files.watching import DirectoryWatch
+from qtwist.policy.watched import Watched
+
+
+class WatchCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.path = os.path.abspath(self.mktemp())
+        os.mkdir(self.path)
+
+    def write(self, name: str, text: str) -> None:
+        with open(f"{self.path}/{name}", "w") as file:
+            file.write(text)
+
+
+class DirectoryWatchTests(WatchCase):
+    def setUp(self) -> None:
+        super().setUp()
+        try:
+            self.watch = DirectoryWatch(self.path)
+        except OSError as error:
+            self.skipTest(f"nothing can be watched here: {error}")
+        self.addCleanup(self.watch.close)
+
+    def test_changes(self) -> None:
+        """Whatever happens to a file gives another version, and nothing else does."""
+        seen = {self.watch.version()}
+        changes = [
+            lambda: self.write("a", "one"),
+            lambda: self.write("a", "two"),
+            lambda: os.utime(f"{self.path}/a"),
+            lambda: os.rename(f"{self.path}/a", f"{self.path}/b"),
+            lambda: os.chmod(f"{self.path}/b", 0o600),
+            lambda: os.unlink(f"{self.path}/b"),
+            lambda: os.symlink("/nowhere", f"{self.path}/c"),
+        ]
+        for number, change in enumerate(changes):
+            change()
+            version = self.watch.version()
+            self.assertNotIn(version, seen, number)
+            self.assertEqual(self.watch.version(), version)
+            seen.add(version)
+
+    def test_directory_goes(self) -> None:
+        os.rename(self.path, self.path + ".old")
+        self.assertIsNone(self.watch.version())
+        self.assertIsNone(self.watch.version())
+
+    def test_other_file_systems(self) -> None:
+        """Where somebody else may write, nothing is watched."""
+        with mock.patch.object(watching, "filesystem_of", return_value="nfs4"):
+            self.assertRaises(OSError, DirectoryWatch, self.path)
+
+
+class WatchedTests(WatchCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.reads = 0
+        self.value = Watched(Control(self.path), ("locals", "me"), self.read)
+
+    def read(self) -> str:
+        self.reads += 1
+        with open(f"{self.path}/locals") as file:
+            return file.read()
+
+    def looks(self) -> int:
+        """How many times a file is looked at for one value."""
+        with mock.patch.object(Control, "stamp", autospec=True, side_effect=Control.stamp) as stamp:
+            self.value.get()
+        return stamp.call_count
+
+    def test_reads_what_has_changed(self) -> None:
+        self.assertRaises(FileNotFoundError, self.value.get)
+        self.write("locals", "one")
+        self.assertEqual([self.value.get(), self.value.get(), self.reads], ["one", "one", 2])
+        self.write("locals", "three")
+        self.assertEqual([self.value.get(), self.reads], ["three", 3])
+        self.write("other", "x")
+        self.assertEqual([self.value.get(), self.reads], ["three", 3])
+        os.unlink(f"{self.path}/locals")
+        self.assertRaises(FileNotFoundError, self.value.get)
+
+    def test_looks_once(self) -> None:
+        """Nothing is looked at where the system says that nothing has changed."""
+        try:
+            DirectoryWatch(self.path).close()
+        except OSError as error:
+            self.skipTest(f"nothing can be watched here: {error}")
+        self.write("locals", "one")
+        self.assertGreater(self.looks(), 0)
+        self.assertEqual(self.looks(), 0)
+
+    def test_links(self) -> None:
+        """What a link leads to, or has another name, can change elsewhere: it is looked at each time."""
+        elsewhere = self.mktemp()
+        for link in (os.symlink, os.link):
+            with open(elsewhere, "w") as file:
+                file.write("one")
+            link(os.path.abspath(elsewhere), f"{self.path}/locals")
+            self.assertEqual([self.value.get(), self.value.get()], ["one", "one"])
+            with open(elsewhere, "w") as file:
+                file.write("three")
+            self.assertEqual(self.value.get(), "three")
+            os.unlink(f"{self.path}/locals")
+
+    def test_another_directory(self) -> None:
+        """The directory is taken away, and another one of its name comes."""
+        self.write("locals", "one")
+        self.assertEqual(self.value.get(), "one")
+        os.rename(self.path, self.path + ".old")
+        self.assertRaises(FileNotFoundError, self.value.get)
+        os.mkdir(self.path)
+        self.write("locals", "two")
+        self.assertEqual(self.value.get(), "two")
+        self.write("locals", "three")
+        self.assertEqual(self.value.get(), "three")
+
+    def test_nothing_can_be_watched(self) -> None:
+        with mock.patch.object(watching, "filesystem_of", return_value="nfs4"):
+            self.write("locals", "one")
+            self.assertEqual([self.value.get(), self.value.get(), self.reads], ["one", "one", 1])
+            self.write("locals", "three")
+            self.assertEqual(self.value.get(), "three")
