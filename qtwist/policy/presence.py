@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 #: A directory that was changed less than so many seconds before it was listed is listed again: a second change within
-#: one tick of the file system's clock would not show.
-_TICK = 0.1
+#: one tick of the file system's clock would not show, and the coarsest clocks tick every two seconds.
+_TICK = 2.0
 
 
 class Presence:
