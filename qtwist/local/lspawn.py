@@ -428,6 +428,8 @@ class Spawner:
             number, _, _, local = spawning.read_request(packet)
         except ValueError:
             return
+        if not local:
+            return  # no server asks that; to the look-up process it would be the end
         question = Question(number, sock)
         self.questions += 1
         if self.questions > MOST_QUESTIONS:

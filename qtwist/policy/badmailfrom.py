@@ -18,6 +18,7 @@ class BadMailFrom(Policy):
     fits. BADMAILFROM in a rule names another list, or none. Clients that may relay are not excepted."""
 
     name = "badmailfrom"
+    idle_without = ("badmailfrom", "BADMAILFROM")
 
     def __init__(self, control: Control) -> None:
         self._lists = PatternFiles(control, "badmailfrom")
@@ -45,6 +46,7 @@ class BadRcptTo(Policy):
     BADRCPTTO in a rule names another list, or none."""
 
     name = "badrcptto"
+    idle_without = ("badrcptto", "badmailto", "BADRCPTTO")
 
     def __init__(self, control: Control) -> None:
         self._lists = PatternFiles(control, "badrcptto", "badmailto")

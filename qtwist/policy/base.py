@@ -72,6 +72,10 @@ class Policy:
 
     name: str = ""
 
+    #: Names of control files and (in capitals) of variables: on a connection where none of them is there, the policy is
+    #: not asked. Empty: it is always asked.
+    idle_without: tuple[str, ...] = ()
+
     @classmethod
     def from_control(cls: type[P], control: Control) -> P:
         """Make the policy for a line of control/policies. Override it to read control files of your own."""

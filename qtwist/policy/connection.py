@@ -19,7 +19,7 @@ from qtwist.wire.smtp_server import Reply
 from qtwist.writing import write
 
 if TYPE_CHECKING:
-    from qtwist.policy.serving import PolicyFactory
+    from qtwist.policy.serving import Hooks, PolicyFactory
     from qtwist.policy.session import Session
     from qtwist.policy.trace import Tracer
 
@@ -73,6 +73,7 @@ class PolicyConnection(TwistedProtocol):
         self._last = 0.0  # when the client gave a sign of life
         self._asked: tuple[object, ...] = ()  # what the policies were asked about last
         self.tracer: Tracer | None = None
+        self.hooks: Hooks = {}
 
     # What the transport calls
 
@@ -187,7 +188,7 @@ class PolicyConnection(TwistedProtocol):
 
         Where they close the connection (:func:`~qtwist.policy.base.drop`), nothing more is done.
         """
-        asked = self.factory.hooks[hook]
+        asked = self.hooks[hook]
         self._asked = arguments
         if not asked:
             then(None)
@@ -201,10 +202,12 @@ class PolicyConnection(TwistedProtocol):
         def done(opinion: Opinion) -> None:
             if self._engine.closed:
                 return
-            if hook == "connect" and isinstance(opinion, Drop):
-                self._drop(opinion)
-            else:
-                then(opinion)
+            if hook == "connect":
+                if isinstance(opinion, Drop):
+                    self._drop(opinion)
+                    return
+                self.hooks = self.factory.hooks_for(self.session)  # now that all variables are set
+            then(opinion)
 
         try:
             opinion = consult(asked, self.session, *arguments)

@@ -35,6 +35,7 @@ class GreetDelay(Policy):
     """
 
     name = "greetdelay"
+    idle_without = ("greetdelay", "GREETDELAY", "SMTPD_GREETDELAY")
 
     def __init__(self, surroundings: Surroundings) -> None:
         control = surroundings.control
@@ -68,6 +69,7 @@ class BadHelo(Policy):
     """
 
     name = "badhelo"
+    idle_without = ("badhelo", "helocheck", "BADHELO", "HELOCHECK")
 
     def __init__(self, surroundings: Surroundings) -> None:
         control = surroundings.control
@@ -108,6 +110,7 @@ class MailFromCheck(Policy):
     address either, or a null MX (RFC 7505). When the DNS does not answer: 451."""
 
     name = "mfcheck"
+    idle_without = ("mfcheck", "MFDNSCHECK")
 
     def __init__(self, surroundings: Surroundings) -> None:
         control = surroundings.control
@@ -169,6 +172,7 @@ class Tarpit(Policy):
     """
 
     name = "tarpit"
+    idle_without = ("tarpitcount", "TARPITCOUNT")
 
     def __init__(self, surroundings: Surroundings) -> None:
         control = surroundings.control

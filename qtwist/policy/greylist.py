@@ -77,6 +77,7 @@ class Greylist(Policy):
     """
 
     name = "greylisting"
+    idle_without = ("greylisting", "GREYLISTING")
 
     def __init__(self, surroundings: Surroundings) -> None:
         control = self._control = surroundings.control

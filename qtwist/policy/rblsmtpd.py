@@ -104,6 +104,7 @@ class RBLSMTPd(Policy):
     """
 
     name = "rblsmtpd"
+    idle_without = ("dnsbllist", "RBLSMTPD")
 
     def __init__(self, surroundings: Surroundings) -> None:
         control = surroundings.control

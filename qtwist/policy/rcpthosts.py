@@ -75,6 +75,8 @@ class Domains:
 class RcptHosts(Policy):
     """Refuses recipients in other people's domains, unless the client may relay (RELAYCLIENT)."""
 
+    name = "rcpthosts"
+
     def __init__(self, control: Control) -> None:
         self._control = control
         self._domains = Watched(control, _FILES, self._read)

@@ -56,6 +56,7 @@ class Recipients(Policy):
     is a 451. After control/brtlimit refused ones the connection ends with 421."""
 
     name = "rcptcheck"
+    idle_without = ("rcptcheck",)
 
     def __init__(self, surroundings: Surroundings) -> None:
         control = surroundings.control

@@ -22,6 +22,9 @@ class RelayClients(Policy):
     Nobody may relay unless listed, loopback neither. An IPv4 address counts the same when it comes mapped into IPv6.
     """
 
+    name = "relayclients"
+    idle_without = ("relayclients",)
+
     def __init__(self, control: Control) -> None:
         self._networks = Watched(control, ("relayclients",), lambda: Networks.read(control, "relayclients"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.internet.interfaces import IReactorTime
@@ -13,10 +13,11 @@ from twisted.logger import Logger
 from qtwist.control import ControlError
 from qtwist.interfaces import IQueueEntrance
 from qtwist.mail.envelope import Origin
-from qtwist.policy.base import HOOKS, Policy, hooks
+from qtwist.policy.base import HOOKS, Answer, Policy, hooks
 from qtwist.policy.connection import PolicyConnection
 from qtwist.policy.limits import ClientLimits
 from qtwist.policy.loader import load_policies
+from qtwist.policy.presence import Presence
 from qtwist.policy.relay import LoginMayRelay, Networks, RelayClients
 from qtwist.policy.session import Session
 from qtwist.policy.standard import STANDARD
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 _log = Logger(namespace="qtwist.trace")
 
 C = TypeVar("C", bound="PolicyConnection")
+
+Hooks = Mapping[str, tuple[Callable[..., Answer], ...]]
+
+#: Sets of variables and files for which it is remembered who is asked.
+_MOST_COMBINATIONS = 100
 
 
 class PolicyFactory(DrainingFactory[C]):
@@ -71,8 +77,10 @@ class PolicyFactory(DrainingFactory[C]):
         self.now = now
         self.surroundings = Surroundings(control, clock, now, share=lambda: self.share)
         self._traced = Watched(control, ("trace",), lambda: Networks.read(control, "trace"))
-        chain = self.chain(policies)
-        self.hooks = {name: hooks(chain, name) for name in HOOKS}
+        self._chain = tuple(self.chain(policies))
+        self._presence = Presence(control.directory)
+        self._asked: dict[tuple[frozenset[str], frozenset[bytes] | None], Hooks] = {}
+        self.hooks: Hooks = {name: hooks(self._chain, name) for name in HOOKS}
 
     @property
     def origin(self) -> Origin:
@@ -99,14 +107,28 @@ class PolicyFactory(DrainingFactory[C]):
             *(policy for policy in standard.values() if policy not in listed),
         ]
 
+    def hooks_for(self, session: Session, *, connected: bool = True) -> Hooks:
+        """The hooks that are asked on a connection: not those of policies that are idle there. Before the `connect`
+        hooks were asked (not `connected`) any variable may still be set."""
+        present = self._presence.get()
+        known = frozenset(session.environment) if connected else None
+        asked = self._asked.get((present, known))
+        if asked is None:
+            if len(self._asked) >= _MOST_COMBINATIONS:
+                self._asked.clear()
+            chain = [policy for policy in self._chain if not _is_idle(policy, present, known)]
+            asked = self._asked[present, known] = {name: hooks(chain, name) for name in HOOKS}
+        return asked
+
     def make_session(self, transport: Any) -> Session:
         """The session of a new connection, its environment as tcpserver would set it (spec/qmail.md §4)."""
         return Session.of(transport)
 
     def connection_made(self, connection: C) -> int:
         session = connection.session
+        connection.hooks = self.hooks_for(session, connected=False)
         try:
-            traced = self._traced.get().has(session.remote_ip)
+            traced = "trace" in self._presence.get() and self._traced.get().has(session.remote_ip)
         except ControlError as error:
             _log.error("{error}", error=error)
         else:
@@ -123,6 +145,13 @@ class PolicyFactory(DrainingFactory[C]):
             except Exception:  # foreign code; the others are told all the same
                 _log.failure("{id}: a policy has failed in end", id=connection.session.id)
         super().connection_lost(connection)
+
+
+def _is_idle(policy: Policy, present: frozenset[str], known: frozenset[bytes] | None) -> bool:
+    if not policy.idle_without or not present.isdisjoint(policy.idle_without):
+        return False
+    variables = (name for name in policy.idle_without if name.isupper())
+    return not any(known is None or name.encode("ascii") in known for name in variables)
 
 
 def _trace(session: Session, direction: str, text: str) -> None:

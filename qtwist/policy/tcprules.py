@@ -92,6 +92,7 @@ class TCPRules(Policy):
         self._surroundings = surroundings
         self._service = service
         names = (f"tcp.{service}", f"tcp.{service}.cdb", "tcpremotehost", "tcpremoteinfo")
+        self.idle_without = names
         self._settings = Kept(control, names, self._read)
 
     def _read(self) -> _Settings:
