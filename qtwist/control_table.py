@@ -379,6 +379,15 @@ _TABLE = (
         check=checks.domain,
     ),
     ControlFile("morercpthosts.cdb", CDB_FILE, _QUEUED, "connection", "further rcpthosts, as qmail-newmrh writes them"),
+    ControlFile(
+        "mtasts",
+        INTEGER,
+        _REMOTE,
+        "delivery",
+        "1 honours the [MTA-STS policies](tls.md#mta-sts) of domains, fetched by HTTPS",
+        0,
+        check=checks.number(0),
+    ),
     ControlFile("ofmipname.cdb", CDB_FILE, _SUBMISSION, "connection", "the name database, as ofmipname writes it"),
     ControlFile("percenthack", LIST, _SEND, "start", "domains where user%host is rewritten", check=checks.host),
     ControlFile(

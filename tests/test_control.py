@@ -109,6 +109,7 @@ TABLE = {
     "tlsclients": ("list", None, False),
     "clientcert.pem": ("pem", None, False),
     "tlsclientciphers": ("line", None, False),
+    "mtasts": ("int", 0, False),
     "tlsmemory": ("int", 86400, False),
     "tlsserverciphers": ("line", None, False),
 }

@@ -17,7 +17,7 @@ from qtwist.tls.certificates import Creator
 from qtwist.tls.contexts import SERVER_CIPHERS, read_authorities, read_identity, server_context
 from tests.certificates import Authority
 from tests.scripted_smtp import CLOSE, HANG, ScriptedSMTP
-from tests.test_remote_spawn import SpawnerCase
+from tests.test_remote_spawn import SpawnerCase, reactor
 from tests.test_tls_servers import Logged
 
 OFFER = b"250-mx.test\r\n250-STARTTLS\r\n250-PIPELINING\r\n250 8BITMIME"
@@ -227,6 +227,10 @@ class Demanded(TLSCase):
             self.server(pem)
             report = await self.deliver()
             self.assertTrue(report.text.endswith(b"certificate verified.\n"), report.text)
+            # What a file of ours vouches for is not what the world would think good.
+            self.assertEqual(os.path.exists(f"{self.home}/queue/lock/tlsseen"), not demand)
+            if not demand:
+                os.unlink(f"{self.home}/queue/lock/tlsseen")
 
     async def check_refused(self, server: ScriptedSMTP, why: bytes) -> None:
         report = await self.deliver()
@@ -281,10 +285,13 @@ class Demanded(TLSCase):
         server = self.server(self.other.certify(NAME))
         self.assertEqual((await self.deliver()).letter, b"K")
         self.demand(self.authority.pem)
-        self.write("control/qmtproutes", b":relay.test:%d\n" % self.port)
+        by_qmtp = ScriptedSMTP()
+        port = reactor.listenTCP(0, by_qmtp, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        self.write("control/qmtproutes", b":relay.test:%d\n" % port.getHost().port)
         self.write("control/smtproutes", b":relay.test:%d\n" % self.port)
         self.assertEqual((await self.deliver()).letter, b"Z")
-        self.assertEqual(len(server.sessions), 2)
+        self.assertEqual((len(server.sessions), len(by_qmtp.sessions)), (2, 0))
 
     async def test_a_file_that_is_none(self) -> None:
         self.demand(b"nothing")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -54,6 +55,7 @@ def claim(home: Home, accounts: dict[str, RoleAccount]) -> None:
     with contextlib.suppress(FileExistsError):
         # qmailr may make no file there.
         os.close(os.open(layout.lock("tlsseen"), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    _make_policies(layout, accounts["qmailr"])
     for path, uid, gid in strays(layout, accounts):
         os.chown(path, uid, gid, follow_symlinks=False)
     for name, role in (("run", "qmailq"), ("log", "qmaill"), ("greylist", "qmaild")):
@@ -94,6 +96,7 @@ def give_back(layout: Layout, queue: tuple[int, int], remote: int, send: int) ->
     changed = 0
     with contextlib.suppress(FileNotFoundError):
         os.unlink(layout.lock("tlsseen"))
+    shutil.rmtree(_policies(layout), ignore_errors=True)
     for room in _rooms(layout):
         holder = send if os.path.relpath(room, layout.directory).split("/")[0] in _OF_SEND else uid
         for path in (*_files(room), room):
@@ -103,6 +106,21 @@ def give_back(layout: Layout, queue: tuple[int, int], remote: int, send: int) ->
                 os.chown(path, wanted, gid, follow_symlinks=False)
                 changed += 1
     return changed
+
+
+def _make_policies(layout: Layout, remote: RoleAccount) -> None:
+    """The directory for MTA-STS policies: qmailr's, or made anew, as what is in it can be fetched again."""
+    directory = _policies(layout)
+    if not (os.path.lexists(directory) and _is(directory, remote.uid, remote.gid)):
+        shutil.rmtree(directory, ignore_errors=True)  # follows no links
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, 0o700)
+        os.chown(directory, remote.uid, remote.gid, follow_symlinks=False)
+
+
+def _policies(layout: Layout) -> str:
+    """Where rspawn keeps MTA-STS policies."""
+    return os.path.join(layout.directory, "mtasts")
 
 
 def _rooms(layout: Layout) -> list[str]:

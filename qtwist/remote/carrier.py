@@ -101,16 +101,21 @@ class Carrier:
         terms: Terms,
         qmtp_port: int | None = None,
         domain: bytes = b"",
+        demanded_by: str = "",
     ) -> Report:
         """The report for the only recipient of `transaction`, which is that of `package`, too; `domain` is what `hosts`
-        are for. ControlError when what control files say of TLS is of no use.
+        are for, and `demanded_by` says who demands good certificates of them, if anybody does. ControlError when what
+        control files say of TLS is of no use.
 
         `qmtp_port` is where all `hosts` are asked to speak QMTP first; without it, those that their preference tells
         of are, on the port of QMTP. Where nobody answers there, SMTP is spoken on `port`; once a connection for QMTP
         was there, what comes of it counts, so that nothing is sent twice (spec/related.md §13.1).
         """
         keyed = [
-            (host.preference, Key(host.address, port, terms.helohost, self._demand(host, port, terms, domain)))
+            (
+                host.preference,
+                Key(host.address, port, terms.helohost, self._demand(host, port, terms, domain, demanded_by)),
+            )
             for host in hosts
         ]
         # Among equals, the one to which a connection is open; sorting is stable, so the order stays random else.
@@ -140,11 +145,13 @@ class Carrier:
                 break
         return report
 
-    def _demand(self, host: Host, port: int, terms: Terms, domain: bytes) -> Demand:
+    def _demand(self, host: Host, port: int, terms: Terms, domain: bytes, demanded_by: str) -> Demand:
         """What is asked of TLS with `host`, to which mail for `domain` goes."""
         if self._tls is None:
             return NO_TLS
         demand = self._tls.files.demand(host.name.decode("ascii", "replace") or host.address)
+        if demanded_by and demand.wanted and not demand.verified:
+            return attrs.evolve(demand, verified=True, because=demanded_by)
         if not demand.verified and demand.wanted and terms.tlsmemory and self._tls.seen.demands(domain):
             return attrs.evolve(demand, verified=True, because=SEEN)
         if not demand.verified and self._without_tls.get((host.address, port), 0) > self._clock.seconds():

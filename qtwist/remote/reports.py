@@ -69,6 +69,13 @@ def no_tls(address: str, why: str, because: str) -> Report:
     return Report.deferral(text.encode("utf-8", "replace"))
 
 
+def no_matching_exchanger(domain: bytes) -> Report:
+    """The mail exchangers that the DNS tells of are not those of the domain's MTA-STS policy (RFC 8461 §4.1)."""
+    return Report.deferral(
+        b"The DNS names no mail exchanger of %b that its MTA-STS policy knows. (#4.7.5)\n" % visible(domain)
+    )
+
+
 def broken(address: str, event: Broken, seconds: int | None = None) -> Report:
     """The connection died, in `seconds` without an answer if not None, or the server talked nonsense."""
     ip = address.encode()

@@ -23,20 +23,26 @@ from qtwist.remote import reports
 from qtwist.remote.carrier import Carrier, OutgoingTLS, Terms
 from qtwist.remote.client import Message
 from qtwist.remote.hosts import Shuffle
+from qtwist.remote.https import HTTPSFetcher
 from qtwist.remote.lookup import find_hosts
 from qtwist.remote.own import OwnAddresses
 from qtwist.remote.pool import Pool
 from qtwist.remote.qmtp import Package
 from qtwist.remote.routes import RouteError, find_route
+from qtwist.remote.sts import STSPolicies
 from qtwist.remote.tcpto import TimeoutTable
 from qtwist.remote.tlsseen import SeenTLS
 from qtwist.tls.clients import ClientTLS
+from qtwist.wire.mta_sts import MOST_OCTETS
 from qtwist.wire.smtp_client import Transaction
 
 LIMIT = 255
 """The most deliveries at once, whatever control/concurrencyremote says (spec/qmail.md §26.9)."""
 
-_FILES = ("helohost", "smtproutes", "qmtproutes", "timeoutconnect", "timeoutremote", "tlsmemory")
+FETCH_SECONDS = 60
+"""How long a domain may take to give its MTA-STS policy."""
+
+_FILES = ("helohost", "smtproutes", "qmtproutes", "timeoutconnect", "timeoutremote", "tlsmemory", "mtasts")
 
 # Quoting puts a backslash before a line end but leaves it there, and domains are not quoted at all. None of these may
 # reach the wire: they would end the command, or the path in it.
@@ -51,6 +57,7 @@ class Settings:
     terms: Terms
     routes: Mapping[bytes, bytes]
     qmtp_routes: Mapping[bytes, bytes]
+    mta_sts: bool
 
 
 @implementer(ISpawner)
@@ -87,6 +94,8 @@ class RemoteSpawner:
         self._pool = Pool(timer)
         tls = OutgoingTLS(ClientTLS(control), SeenTLS(os.path.join(queue_path, "lock", "tlsseen"), now))
         self._carrier = Carrier(reactor, timer, table, self._pool, tls)
+        fetcher = HTTPSFetcher(reactor, timer, resolver, most=MOST_OCTETS, seconds=FETCH_SECONDS)
+        self._policies = STSPolicies(resolver, fetcher.get, os.path.join(queue_path, "mtasts"), now)
         self._settings: Settings | None = None
         self._stamps: tuple[object, ...] = ()
         self._running = 0
@@ -150,6 +159,14 @@ class RemoteSpawner:
         hosts = await find_hosts(self._resolver, host, route.relay, self._own.get, self._shuffle)
         if isinstance(hosts, Report):
             return hosts
+        demanded_by = ""
+        if settings.mta_sts and not route.relay.host:
+            policy = await self._policies.policy(host)
+            if policy is not None and policy.mode == "enforce":
+                hosts = tuple(one for one in hosts if policy.matches(one.name))
+                if not hosts:
+                    return reports.no_matching_exchanger(host)
+                demanded_by = f"the MTA-STS policy of {reports.visible(host).decode()}"
         transaction = Transaction(
             _as_path(delivery.sender), (_as_path(delivery.recipient),), message.size, message.eight_bit
         )
@@ -163,6 +180,7 @@ class RemoteSpawner:
             settings.terms,
             route.qmtp_port,
             route.relay.host or host,
+            demanded_by,
         )
 
     def _read_settings(self) -> Settings:
@@ -180,7 +198,7 @@ class RemoteSpawner:
                 self._control.integer("tlsmemory"),
             )
             routes, qmtp_routes = self._control.map("smtproutes"), self._control.map("qmtproutes")
-            self._settings = Settings(terms, routes or {}, qmtp_routes or {})
+            self._settings = Settings(terms, routes or {}, qmtp_routes or {}, self._control.integer("mtasts") > 0)
             self._stamps = stamps
         return self._settings
 

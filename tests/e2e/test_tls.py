@@ -9,6 +9,7 @@ import subprocess
 
 from tests.certificates import Authority
 from tests.e2e.harness import ME, PATIENCE, free_port, program
+from tests.e2e.postfix import Postfix
 from tests.e2e.test_pop3 import SECRET, POP3Case
 
 
@@ -217,3 +218,56 @@ class ServerTests(TLSCase):
         self.assertIn(
             "control/servercert.pem: found nothing, expected a certificate, for smtps in control/listen", done.stderr
         )
+
+
+class ClientTests(TLSCase):
+    """Our daemon as the client: of Postfix, and of another one of its kind."""
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "SSL_CERT_FILE": self.trusted}
+
+    def setUp(self) -> None:
+        self.trusted = ""
+        super().setUp()
+
+    def route(self, port: int) -> None:
+        self.write_control("smtproutes", f":[127.0.0.1]:{port}\n")
+        self.write_control("relayclients", "127.0.0.1\n")
+
+    def demand(self, pem: bytes) -> None:
+        directory = os.path.join(self.home, "control", "tlshosts")
+        os.makedirs(directory, exist_ok=True)
+        self.own(directory)
+        self.write_control("tlshosts/127.0.0.1.pem", pem.decode())
+
+    def test_postfix(self) -> None:
+        """A good certificate, then another one that nobody vouches for, with and without a demand."""
+        postfix = Postfix(self, "relay.test", self.authority.certify("127.0.0.1"))
+        self.route(postfix.port)
+        daemon = self.start()
+        self.send(["joe@example.org"])
+        [line] = daemon.log.wait("^delivery 1: ")
+        self.assertRegex(line, r"success: 127\.0\.0\.1_accepted_message\..*/TLSv1\.3_\S+,_certificate_verified\./")
+        self.assertRegex(postfix.log(), r"TLS connection established from \S+: TLSv1\.3 with cipher")
+        self.demand(Authority("Somebody else").pem)
+        self.send(["joe@example.org"])
+        [line] = daemon.log.wait("^delivery 2: ")
+        self.assertRegex(line, r"deferral: \S+_but_TLS_failed:_the_certificate_comes_from_an_unknown_authority\.")
+        self.assertEqual(daemon.stop(), 0)
+
+    def test_what_was_secure_once(self) -> None:
+        """A host that had a good certificate has none any more: kept back, through a restart."""
+        postfix = Postfix(self, "relay.test", self.authority.certify("127.0.0.1"))
+        self.route(postfix.port)
+        daemon = self.start()
+        self.send(["joe@example.org"])
+        daemon.log.wait("delivery 1: success: .*verified")
+        self.assertEqual(daemon.stop(), 0)
+        port, _ = self.smtp_sink()
+        self.route(port)
+        daemon = self.start()
+        self.send(["joe@example.org"])
+        [line] = daemon.log.wait("^delivery 1: ")
+        self.assertIn("deferral: Connected_to_127.0.0.1_but_TLS_failed:_STARTTLS_is_not_offered.", line)
+        daemon.log.wait("mail for 127.0.0.1 is kept back: it had a good certificate before")
+        self.assertEqual(daemon.stop(), 0)

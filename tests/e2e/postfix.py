@@ -1,0 +1,94 @@
+"""A Postfix of the test's own: an SMTP server on loopback that offers STARTTLS and throws its mail away."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+from unittest import SkipTest
+
+from tests.e2e.harness import PATIENCE, DaemonCase, accepts, free_port, program, wait_until
+
+MAIN = """\
+compatibility_level = 3.6
+queue_directory = {directory}/queue
+data_directory = {directory}/data
+maillog_file = {directory}/log
+maillog_file_prefixes = {directory}
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+myhostname = {name}
+mydestination =
+local_transport = error:nobody
+relay_domains =
+virtual_mailbox_domains = example.org
+virtual_mailbox_maps = static:all
+virtual_transport = discard
+smtpd_tls_security_level = may
+smtpd_tls_cert_file = {directory}/cert.pem
+smtpd_tls_key_file = {directory}/cert.pem
+smtpd_tls_loglevel = 1
+smtpd_relay_restrictions = reject_unauth_destination
+"""
+
+MASTER = """\
+127.0.0.1:{port} inet n - n - - smtpd
+pickup unix n - n 60 1 pickup
+cleanup unix n - n - 0 cleanup
+qmgr unix n - n 300 1 qmgr
+tlsmgr unix - - n 1000? 1 tlsmgr
+rewrite unix - - n - - trivial-rewrite
+bounce unix - - n - 0 bounce
+defer unix - - n - 0 bounce
+trace unix - - n - 0 bounce
+error unix - - n - - error
+discard unix - - n - - discard
+anvil unix - - n - 1 anvil
+scache unix - - n - 1 scache
+proxymap unix - - n - - proxymap
+postlog unix-dgram n - n - 1 postlogd
+"""
+
+
+class Postfix:
+    """Runs until the test is over; `port` is where it listens, as `name`, with the certificate `pem`."""
+
+    def __init__(self, case: DaemonCase, name: str, pem: bytes) -> None:
+        self._command = program("postfix", "postfix")
+        if os.geteuid() != 0:
+            raise SkipTest("needs root: Postfix changes its user ids")
+        self.port = free_port()
+        self._directory = os.path.join(case.directory, "postfix")
+        owner = pwd.getpwnam("postfix")
+        for path in ("", "queue", "data"):
+            os.mkdir(os.path.join(self._directory, path))
+        os.chmod(case.directory, 0o755)
+        os.chown(os.path.join(self._directory, "data"), owner.pw_uid, owner.pw_gid)
+        for file, text in (("main.cf", MAIN), ("master.cf", MASTER)):
+            with open(os.path.join(self._directory, file), "w") as config:
+                config.write(text.format(directory=self._directory, name=name, port=self.port))
+        with open(os.path.join(self._directory, "cert.pem"), "wb") as certificate:
+            certificate.write(pem)
+        os.chmod(os.path.join(self._directory, "cert.pem"), 0o600)
+        self._run("start")
+        case.addCleanup(self._run, "stop")
+        wait_until("Postfix to listen", lambda: accepts(self.port))
+
+    def _run(self, verb: str) -> None:
+        done = subprocess.run(
+            [self._command, "-c", self._directory, verb],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        if done.returncode:
+            raise AssertionError(f"postfix {verb}: {done.stdout}{done.stderr}{self.log()}")
+
+    def log(self) -> str:
+        """What it has logged so far."""
+        try:
+            with open(os.path.join(self._directory, "log")) as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
