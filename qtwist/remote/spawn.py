@@ -31,12 +31,22 @@ from qtwist.remote.routes import RouteError, find_route
 from qtwist.remote.tcpto import TimeoutTable
 from qtwist.remote.tlsseen import SeenTLS
 from qtwist.tls.clients import ClientTLS
+from qtwist.wire.sasl_client import Login
 from qtwist.wire.smtp_client import Transaction
 
 LIMIT = 255
 """The most deliveries at once, whatever control/concurrencyremote says (spec/qmail.md §26.9)."""
 
-_FILES = ("helohost", "smtproutes", "qmtproutes", "timeoutconnect", "timeoutremote", "tlsmemory")
+_FILES = (
+    "helohost",
+    "smtproutes",
+    "qmtproutes",
+    "timeoutconnect",
+    "timeoutremote",
+    "tlsmemory",
+    "authsenders",
+    "authsenderstls",
+)
 
 # Quoting puts a backslash before a line end but leaves it there, and domains are not quoted at all. None of these may
 # reach the wire: they would end the command, or the path in it.
@@ -51,6 +61,7 @@ class Settings:
     terms: Terms
     routes: Mapping[bytes, bytes]
     qmtp_routes: Mapping[bytes, bytes]
+    senders: Mapping[bytes, bytes]
 
 
 @implementer(ISpawner)
@@ -140,7 +151,7 @@ class RemoteSpawner:
             return reports.BAD_SENDER
         settings = self._read_settings()
         try:
-            route = find_route(settings.routes, settings.qmtp_routes, host)
+            route = find_route(settings.routes, settings.qmtp_routes, host, settings.senders, delivery.sender)
         except RouteError as error:
             return reports.unusable_route(host, str(error.args[0]).encode())
         try:
@@ -154,6 +165,10 @@ class RemoteSpawner:
             _as_path(delivery.sender), (_as_path(delivery.recipient),), message.size, message.eight_bit
         )
         package = Package(delivery.sender, delivery.recipient)
+        login = None
+        if route.credentials is not None:
+            in_clear = settings.terms.authtls == 0
+            login = Login(route.credentials.username, route.credentials.password, in_clear)
         return await self._carrier.carry(
             transaction,
             package,
@@ -163,6 +178,7 @@ class RemoteSpawner:
             settings.terms,
             route.qmtp_port,
             route.relay.host or host,
+            login,
         )
 
     def _read_settings(self) -> Settings:
@@ -178,9 +194,11 @@ class RemoteSpawner:
                 max(self._control.integer("timeoutconnect"), 1),
                 max(self._control.integer("timeoutremote"), 1),
                 self._control.integer("tlsmemory"),
+                self._control.integer("authsenderstls"),
             )
+            self._control.ensure_secret("smtproutes", "authsenders")
             routes, qmtp_routes = self._control.map("smtproutes"), self._control.map("qmtproutes")
-            self._settings = Settings(terms, routes or {}, qmtp_routes or {})
+            self._settings = Settings(terms, routes or {}, qmtp_routes or {}, self._control.map("authsenders") or {})
             self._stamps = stamps
         return self._settings
 
