@@ -174,6 +174,17 @@ class Control:
             for error in self._check_file(CONTROL_FILES[name]):
                 raise error
 
+    def ensure_secret(self, *names: str) -> None:
+        """ControlError when one of these files has a password in it and others can read it."""
+        for name in names:
+            for error in self._check_secret(CONTROL_FILES[name], self._read(name)):
+                raise error
+
+    def _check_secret(self, entry: ControlFile, text: bytes | None) -> Iterator[ControlError]:
+        path = self.path(entry.name)
+        if entry.secret and text is not None and b"|" in text and os.stat(path).st_mode & 0o007:
+            yield ControlError(path, None, "a password in it", "a file that others cannot read (chmod o-rwx)")
+
     def _check_file(self, entry: ControlFile) -> Iterable[ControlError]:
         path = self.path(entry.name)
         if entry.kind == CDB_FILE:
@@ -185,7 +196,7 @@ class Control:
             found = b"-----BEGIN " in text
             return () if found else (ControlError(path, None, "something else", "certificates in PEM"),)
         if entry.kind in (LIST, COLON_LIST):
-            return _check_lines(entry, path, split_lines(text))
+            return [*self._check_secret(entry, text), *_check_lines(entry, path, split_lines(text))]
         whole = (None, text) if entry.kind == TEXT else (1, first_line(text))
         return _check_lines(entry, path, (whole,))
 
@@ -216,7 +227,8 @@ def _check_lines(entry: ControlFile, path: str, lines: Iterable[tuple[int | None
         elif line.endswith(b"\r") or b"\r\n" in line:
             yield ControlError(path, number, "a carriage return at the end of a line", "lines ended by LF alone")
         elif entry.check is not None and (expected := entry.check(line)):
-            yield ControlError(path, number, _show(line), expected)
+            shown = line.partition(b"|")[0] if entry.secret else line
+            yield ControlError(path, number, _show(shown), expected)
 
 
 def _check_cdb(path: str) -> tuple[ControlError, ...]:

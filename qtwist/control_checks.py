@@ -157,7 +157,11 @@ def virtual_domain(line: bytes) -> str | None:
 
 def route(line: bytes) -> str | None:
     """A line of smtproutes (spec/qmail.md §15.2) or qmtproutes, with IPv6 addresses in brackets."""
+    line, bar, login = line.partition(b"|")
+    user, _, password = login.partition(b"|")
     domain, colon, relay = line.partition(b":")
+    if bar and not (user and password and relay):
+        return "domain:relay|user|password"
     relay = relay.replace(b";", b":", 1)  # as s/qmail writes ports
     if not colon or (domain and not _HOST.fullmatch(domain)):
         return "domain:relay or domain:relay:port"
@@ -177,6 +181,14 @@ def route(line: bytes) -> str | None:
     if colon and not _is_port(port):
         return "a port number from 1 to 65535 after the relay"
     return None
+
+
+def sender_route(line: bytes) -> str | None:
+    """A line of authsenders."""
+    sender, colon, relay = line.partition(b":")
+    if not colon or not relay.partition(b"|")[0] or re.search(rb"[\x00-\x20\x7f]", sender):
+        return "sender:relay|user|password, @domain:relay|user|password, or :relay|user|password"
+    return route(b":" + relay)
 
 
 def listen(line: bytes) -> str | None:

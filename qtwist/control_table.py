@@ -29,7 +29,7 @@ class ControlFile:
 
     `kind` is how the file is read. Without the file, ``control/me`` counts if `me` is set and that exists, else
     `default` (None: there is no value). `reread` says when a change is noticed: ``start``, ``HUP`` (and start),
-    ``connection``, ``delivery``, ``run`` or ``manual``.
+    ``connection``, ``delivery``, ``run`` or ``manual``. With `secret`, what stands behind a ``|`` is never shown.
     """
 
     name: str
@@ -40,6 +40,7 @@ class ControlFile:
     default: bytes | int | None = None
     me: bool = False
     check: checks.Check | None = None
+    secret: bool = False
 
 
 _QUEUED = ("qmail-smtpd", "qmail-qmtpd")
@@ -80,6 +81,24 @@ _TABLE = (
         "connection",
         "[mechanisms](users.md#auth) that AUTH offers; else those that work for all",
         check=checks.mechanism,
+    ),
+    ControlFile(
+        "authsenders",
+        COLON_LIST,
+        _REMOTE,
+        "delivery",
+        "relays for senders or @domains, [and how to log in there](authsenders.md)",
+        check=checks.sender_route,
+        secret=True,
+    ),
+    ControlFile(
+        "authsenderstls",
+        INTEGER,
+        _REMOTE,
+        "delivery",
+        "before a login: 2: TLS with a good certificate; 1: any TLS; 0: nothing",
+        2,
+        check=checks.number(0),
     ),
     ControlFile(
         "badmailfrom", LIST, _SMTPD, "connection", "senders (or @domain) whose mail is refused", check=checks.sender
@@ -492,7 +511,7 @@ _TABLE = (
         check=checks.softlimit,
     ),
     ControlFile("smtpgreeting", LINE, _SMTPD, "connection", "the text of the greeting", me=True, check=checks.greeting),
-    ControlFile("smtproutes", COLON_LIST, _REMOTE, "delivery", "relays for domains", check=checks.route),
+    ControlFile("smtproutes", COLON_LIST, _REMOTE, "delivery", "relays for domains", check=checks.route, secret=True),
     ControlFile(
         "submissionpolicies",
         LIST,

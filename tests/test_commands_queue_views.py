@@ -201,6 +201,15 @@ class ShowctlTests(QueueCase):
         self.assertEqual([line.rpartition(b" ")[2] for line in text[b"locals"].splitlines()], [b"a.test.", b"b?.test."])
         self.assertIn(b"irrelevant", text[b"morercpthosts"])
 
+    def test_passwords(self) -> None:
+        """What stands behind a | in a route is for nobody to see (spec/related.md §14.3)."""
+        self.write("control/smtproutes", b"a.test:relay.test|ann|geheim\nb.test:relay.test\n")
+        self.write("control/authsenders", b":relay.test|ann|geheim\n")
+        text = self.sections()[1]
+        self.assertNotIn(b"geheim", text[b"smtproutes"] + text[b"authsenders"])
+        self.assertIn(b"a.test:relay.test|", text[b"smtproutes"])
+        self.assertIn(b"b.test:relay.test.", text[b"smtproutes"])
+
     def test_compiled(self) -> None:
         """§22: whether morercpthosts and its cdb go together."""
         for text, compiled, expected in (

@@ -19,6 +19,8 @@ TABLE = {
     "me": ("line", None, False),
     "accounts": ("colon list", None, False),
     "authmechanisms": ("list", None, False),
+    "authsenders": ("colon list", None, False),
+    "authsenderstls": ("int", 2, False),
     "badmailfrom": ("list", None, False),
     "bouncefrom": ("line", b"MAILER-DAEMON", False),
     "bouncehost": ("line", b"bouncehost", True),
@@ -124,6 +126,7 @@ class ControlTestCase(SynchronousTestCase):
     def write(self, name: str, text: bytes) -> None:
         with open(os.path.join(self.directory, name), "wb") as file:
             file.write(text)
+        os.chmod(os.path.join(self.directory, name), 0o600 if b"|" in text else 0o644)
 
     def remove(self, name: str) -> None:
         os.unlink(os.path.join(self.directory, name))
@@ -396,6 +399,10 @@ class CheckTests(ControlTestCase):
             ("submissionpolicies", b"a.b.C", b"C"),
             ("submissionsenders", b"ann:@x.test", b"ann@x.test"),
             ("submissionsenders", b"*:*", b"ann:bob"),
+            ("authsenders", b"ann@x.test:relay.test:587|ann|se:c|ret", b"ann@x.test:relay.test|ann"),
+            ("authsenders", b":[::1]:587|ann|secret", b"ann@x.test:|ann|secret"),
+            ("authsenders", b"!@:relay.test", b"a b:relay.test"),
+            ("smtproutes", b"x.test:relay.test;587|ann|secret", b"x.test:relay.test|ann|"),
             ("authmechanisms", b"plain", b"DIGEST-MD5"),
             ("badmailfrom", b"@x.test", b"@x.test # spam"),
             ("dnsservers", b"10.0.0.1", b"ns.test"),
@@ -423,6 +430,21 @@ class CheckTests(ControlTestCase):
         self.write("virtualdomains", b"x.test:joe\ny.test\n")
         error = self.assertRaises(ControlError, self.control.ensure, "locals", "virtualdomains")
         self.assertEqual((error.path, error.line), (self.control.path("virtualdomains"), 2))
+
+    def test_secrets(self) -> None:
+        """spec/related.md §14.3: a password is for nobody else to read, and in no error."""
+        for name, line in (("smtproutes", b"x.test:relay.test|ann|geheim"), ("authsenders", b":relay.test|ann|geheim")):
+            self.write(name, line + b"\n")
+            self.assertEqual(self.control.check(), [])
+            self.control.ensure_secret(name)
+            os.chmod(self.control.path(name), 0o604)
+            self.assertIn("chmod o-rwx", str(self.one()))
+            self.assertRaises(ControlError, self.control.ensure_secret, name)
+            self.write(name, line.replace(b"relay.test", b"relay.test:x") + b"\n")
+            self.assertNotIn("geheim", str(self.one()))
+            self.remove(name)
+        self.write("smtproutes", b"x.test:relay.test\n")
+        self.control.ensure_secret("smtproutes", "authsenders")
 
     def test_whole_text(self) -> None:
         for text in (b"", b" \n", b"./Maildir/\r\n", b"./Mail\0dir/\n"):

@@ -19,7 +19,7 @@ from qtwist.remote import own, reports
 from qtwist.remote.hosts import Host, order_exchanges, parse_address, shuffle_addresses, without_own
 from qtwist.remote.lookup import find_hosts
 from qtwist.remote.own import OwnAddresses, own_addresses
-from qtwist.remote.routes import Relay, Route, RouteError, find_relay, find_route, parse_relay
+from qtwist.remote.routes import Credentials, Relay, Route, RouteError, find_route, parse_relay, split_credentials
 
 
 def keep(_items: list[object]) -> None:
@@ -96,17 +96,46 @@ class RouteTests(SynchronousTestCase):
             (b"own.example.org", b""),
             (b"example.net", b"rest"),
         ):
-            self.assertEqual(find_relay(routes, host).host, relay, host)
-        self.assertEqual(find_relay({}, b"example.org"), Relay(b""))
+            self.assertEqual(find_route(routes, {}, host).relay.host, relay, host)
+        self.assertEqual(find_route({}, {}, b"example.org").relay, Relay(b""))
 
     def test_qmtp(self) -> None:
         """spec/related.md §13.1: qmtproutes counts before smtproutes, and its port is 209 unless it tells another."""
         smtp = {b"a.test": b"relay.test:2525", b"": b"other.test"}
         qmtp = {b"a.test": b"relay.test", b"b.test": b"relay.test;6209", b"c.test": b""}
-        self.assertEqual(find_route(smtp, qmtp, b"a.test"), Route(Relay(b"relay.test", 2525), 209))
-        self.assertEqual(find_route(smtp, qmtp, b"b.test"), Route(Relay(b"relay.test"), 6209))
+        self.assertEqual(find_route(smtp, qmtp, b"a.test"), Route(Relay(b"relay.test", 2525), 209, file="qmtproutes"))
+        self.assertEqual(find_route(smtp, qmtp, b"b.test"), Route(Relay(b"relay.test"), 6209, file="qmtproutes"))
         self.assertEqual(find_route(smtp, qmtp, b"c.test"), Route(Relay(b"other.test")))
         self.assertRaises(RouteError, find_route, smtp, {b"": b"x:y"}, b"d.test")
+
+    def test_logins(self) -> None:
+        """spec/related.md §14.3, §14.4: ``|user|password`` behind a relay; a sender's line comes before all others."""
+        tim = Credentials(b"tim", b"a|b:c;d")
+        self.assertEqual(split_credentials(b"relay.test;587|tim|a|b:c;d"), (b"relay.test;587", tim))
+        self.assertNotIn("a|b", repr(tim))
+        smtp = {b"a.test": b"relay.test:587|tim|a|b:c;d", b"": b"other.test"}
+        self.assertEqual(find_route(smtp, {}, b"a.test"), Route(Relay(b"relay.test", 587), credentials=tim))
+        self.assertIsNone(find_route(smtp, {}, b"b.test").credentials)
+        senders = {b"ann@x.test": b"one|u|p", b"@x.test": b"two:465|u|p", b"": b"three"}
+        for sender, relay in (
+            (b"Ann@X.test", Relay(b"one")),
+            (b"bob@x.test", Relay(b"two", 465)),
+            (b"x@y.test", Relay(b"three")),
+            (b"joe", Relay(b"three")),
+            (b"", Relay(b"three")),
+        ):
+            route = find_route(smtp, {b"": b"q"}, b"a.test", senders, sender)
+            self.assertEqual((route.relay, route.qmtp_port, route.file), (relay, None, "authsenders"))
+        self.assertEqual(find_route(smtp, {}, b"b.test", {b"!@": b"four"}, b"").relay, Relay(b"four"))
+        self.assertEqual(find_route(smtp, {}, b"b.test", {b"!@": b"four"}, b"x@y").relay, Relay(b"other.test"))
+
+    def test_wrong_logins(self) -> None:
+        for value in (b"relay|", b"relay|user", b"relay|user|", b"relay||password", b"|user|password"):
+            self.assertRaises(RouteError, split_credentials, value)
+        with self.assertRaises(RouteError) as caught:
+            find_route({}, {}, b"a.test", {b"": b"relay:x|secret|secret"}, b"")
+        self.assertEqual(caught.exception.args[0], "authsenders")
+        self.assertNotIn("secret", str(caught.exception))
 
     @given(st.binary(max_size=40))
     def test_any_bytes(self, value: bytes) -> None:

@@ -11,7 +11,7 @@ from qtwist.commands.base import TEMPORARY, answer_help, home
 from qtwist.commands.streams import emit, shown
 from qtwist.control import CONTROL_FILES, Control, ControlError, ControlFile
 from qtwist.control_reading import read, split_lines
-from qtwist.control_table import COLON_LIST, DIRECTORIES, INTEGER, LINE, LIST, PEM_FILE, TEXT
+from qtwist.control_table import CDB_FILE, COLON_LIST, DIRECTORIES, INTEGER, LINE, LIST, PEM_FILE, TEXT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -160,7 +160,8 @@ def _lines(control: Control, entry: ControlFile) -> Iterator[bytes]:
         return
     yield b"\n"
     for line in lines or ():
-        yield _sentence(entry, shown(line))
+        public, bar, _ = line.partition(b"|") if entry.secret else (line, b"", b"")
+        yield _sentence(entry, shown(public + (b"|..." if bar else b"")))
 
 
 def _text(control: Control, entry: ControlFile) -> Iterator[bytes]:
@@ -174,8 +175,8 @@ def _text(control: Control, entry: ControlFile) -> Iterator[bytes]:
         yield _sentence(entry, shown(line))
 
 
-def _pem(control: Control, entry: ControlFile) -> Iterator[bytes]:
-    """A file that may hold a private key is never shown."""
+def _there(control: Control, entry: ControlFile) -> Iterator[bytes]:
+    """A file that is no text, or may hold a private key, is never shown."""
     missing = _missing(control, entry)
     yield missing + _sentence(entry, b"none" if missing else b"the file is there")
 
@@ -186,7 +187,8 @@ _SHOW: dict[str, Callable[[Control, ControlFile], Iterator[bytes]]] = {
     LIST: _lines,
     COLON_LIST: _lines,
     TEXT: _text,
-    PEM_FILE: _pem,
+    PEM_FILE: _there,
+    CDB_FILE: _there,
 }
 
 

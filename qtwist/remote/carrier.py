@@ -30,7 +30,8 @@ from qtwist.remote.routes import QMTP_PORT, SMTPS_PORT
 from qtwist.remote.tcpto import TimeoutTable
 from qtwist.remote.tlsseen import SeenTLS
 from qtwist.tls.clients import NO_TLS, ClientTLS, Demand
-from qtwist.wire.smtp_client import Broken, Refused, TooLarge, Transaction
+from qtwist.wire.sasl_client import Login
+from qtwist.wire.smtp_client import Broken, NoLogin, Refused, TooLarge, Transaction
 
 MAX_SESSIONS = 5
 """Servers that may refuse a session, or let it die, before the delivery is put off: each may take its full timeout."""
@@ -46,18 +47,24 @@ MAX_REMEMBERED = 10_000
 """How many such ports are remembered."""
 
 
+#: What control/authsenderstls asks for before a password is given away; 0 is nothing, 1 any TLS.
+VERIFIED = 2
+
+AUTH_TLS = "control/authsenderstls"
 SEEN = "the good certificate that the domain had before (control/tlsmemory)"
 
 
 @attrs.frozen
 class Terms:
     """What control files say about talking to servers: our name, and timeouts in seconds. `tlsmemory` is how long
-    (seconds) a domain is believed to have the good certificate that it had before, against all appearances."""
+    (seconds) a domain is believed to have the good certificate that it had before, against all appearances; `authtls`
+    is what is asked of TLS before a password is given to a relay."""
 
     helohost: bytes
     timeoutconnect: int
     timeoutremote: int
     tlsmemory: int = 0
+    authtls: int = VERIFIED
 
 
 @attrs.frozen
@@ -102,21 +109,21 @@ class Carrier:
         qmtp_port: int | None = None,
         domain: bytes = b"",
         demanded_by: str = "",
+        login: Login | None = None,
     ) -> Report:
         """The report for the only recipient of `transaction`, which is that of `package`, too; `domain` is what `hosts`
         are for, and `demanded_by` says who demands good certificates of them, if anybody does. ControlError when what
-        control files say of TLS is of no use.
+        control files say of TLS is of no use. With a `login`, `hosts` are asked for nothing before they have taken it,
+        and are not asked for QMTP.
 
         `qmtp_port` is where all `hosts` are asked to speak QMTP first; without it, those that their preference tells
         of are, on the port of QMTP. Where nobody answers there, SMTP is spoken on `port`; once a connection for QMTP
         was there, what comes of it counts, so that nothing is sent twice (spec/related.md §13.1).
         """
         keyed = [
-            (
-                host.preference,
-                Key(host.address, port, terms.helohost, self._demand(host, port, terms, domain, demanded_by)),
-            )
+            (host.preference, Key(host.address, port, terms.helohost, demand, login))
             for host in hosts
+            for demand in (self._demand(host, port, terms, domain, demanded_by, login),)
         ]
         # Among equals, the one to which a connection is open; sorting is stable, so the order stays random else.
         keyed.sort(key=lambda pair: (pair[0], not self._pool.has(pair[1])))
@@ -124,7 +131,7 @@ class Carrier:
         sessions = 0
         for preference, key in keyed:
             by_qmtp = qmtp_port or (QMTP_PORT if is_qmtp_preference(preference) else None)
-            if by_qmtp is not None and package.fits and not key.demand.verified:
+            if by_qmtp is not None and package.fits and not key.demand.verified and login is None:
                 report_of_qmtp = await self._by_qmtp(key.address, by_qmtp, package, message, terms)
                 if report_of_qmtp is not None:
                     return report_of_qmtp
@@ -145,13 +152,18 @@ class Carrier:
                 break
         return report
 
-    def _demand(self, host: Host, port: int, terms: Terms, domain: bytes, demanded_by: str) -> Demand:
+    def _demand(
+        self, host: Host, port: int, terms: Terms, domain: bytes, demanded_by: str, login: Login | None
+    ) -> Demand:
         """What is asked of TLS with `host`, to which mail for `domain` goes."""
         if self._tls is None:
             return NO_TLS
         demand = self._tls.files.demand(host.name.decode("ascii", "replace") or host.address)
         if demanded_by and demand.wanted and not demand.verified:
             return attrs.evolve(demand, verified=True, because=demanded_by)
+        if login is not None and terms.authtls and demand.wanted:
+            verified = demand.verified or terms.authtls >= VERIFIED
+            return attrs.evolve(demand, verified=verified, because=demand.because or AUTH_TLS)
         if not demand.verified and demand.wanted and terms.tlsmemory and self._tls.seen.demands(domain):
             return attrs.evolve(demand, verified=True, because=SEEN)
         if not demand.verified and self._without_tls.get((host.address, port), 0) > self._clock.seconds():
@@ -165,7 +177,7 @@ class Carrier:
             return None
         trouble = await connection.greeted
         if trouble is not None and isinstance(trouble.event, TLSFailed) and not key.demand.verified:
-            if key.port == SMTPS_PORT:
+            if key.port == SMTPS_PORT or (key.login is not None and not key.login.in_clear):
                 return connection, trouble
             self._log.warn(
                 "TLS with {name} ({address}) failed: {why}; mail goes there in the clear for the next {seconds} s",
@@ -178,6 +190,14 @@ class Carrier:
                 self._without_tls.clear()
             self._without_tls[key.address, key.port] = self._clock.seconds() + TLS_BACK_OFF
             return await self._begin(attrs.evolve(key, demand=NO_TLS), terms, domain)
+        if trouble is not None and isinstance(trouble.event, NoLogin) and key.login is not None:
+            self._log.error(
+                "login of {user} at {name} ({address}) failed: {why}",
+                user=key.login.username.decode("utf-8", "backslashreplace"),
+                name=key.demand.name,
+                address=key.address,
+                why=trouble.event.why,
+            )
         self._remember(key, connection, trouble, terms, domain)
         return connection, trouble
 
@@ -227,7 +247,7 @@ class Carrier:
         immediate = key.port == SMTPS_PORT
         if self._tls is not None and (key.demand.wanted or immediate):
             tls = TLSTerms(self._tls.files.creator(key.demand), key.demand, immediate)
-        connection = Connection(terms.helohost, terms.timeoutremote, self._clock, tls)
+        connection = Connection(terms.helohost, terms.timeoutremote, self._clock, tls, key.login)
         try:
             await connect(self._reactor, self._clock, key.address, key.port, terms.timeoutconnect, connection)
         except (ConnectTimeout, TCPTimedOutError):
@@ -246,6 +266,8 @@ class Carrier:
 def _session_report(key: Key, trouble: Trouble) -> Report:
     if isinstance(trouble.event, TLSFailed):
         return reports.no_tls(key.address, trouble.event.why, key.demand.because or f"port {key.port}")
+    if isinstance(trouble.event, NoLogin):
+        return reports.no_login(key.address, trouble.event)
     if isinstance(trouble.event, Refused):
         return reports.refused(key.address, trouble.event)
     return reports.broken(key.address, trouble.event, trouble.waited)

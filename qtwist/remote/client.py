@@ -18,11 +18,13 @@ from zope.interface import implementer
 
 from qtwist.tls.clients import ClientCreator, Demand, Secured, secured
 from qtwist.tls.contexts import reasons
+from qtwist.wire.sasl_client import Login
 from qtwist.wire.smtp_client import (
     Broken,
     Event,
     Finished,
     NeedBody,
+    NoLogin,
     NoTLS,
     Ready,
     RecipientResult,
@@ -106,7 +108,7 @@ class TLSTerms:
 class Trouble:
     """Why a session never came to its first transaction, and how many seconds it waited if it waited in vain."""
 
-    event: Refused | Broken | TLSFailed
+    event: Refused | Broken | TLSFailed | NoLogin
     waited: int | None = None
 
 
@@ -118,7 +120,8 @@ def _nothing(_connection: Connection) -> None:
 class Connection(Protocol):
     """One SMTP connection: greet, then one transaction after the other.
 
-    With `tls`, it is encrypted where that can be; `secured` tells how, once `greeted` has fired, None if it is not.
+    With `tls`, it is encrypted where that can be; `secured` tells how, once `greeted` has fired, None if it is not. A
+    `login` is given before the first transaction.
 
     `timeout` is how many seconds the server has for each reply, and to take each block of a message; it may be set
     anew between transactions. `on_idle` is called when a transaction is over and the connection is good for another
@@ -127,7 +130,14 @@ class Connection(Protocol):
 
     transport: Any
 
-    def __init__(self, helohost: bytes, timeout: int, clock: IReactorTime, tls: TLSTerms | None = None) -> None:
+    def __init__(
+        self,
+        helohost: bytes,
+        timeout: int,
+        clock: IReactorTime,
+        tls: TLSTerms | None = None,
+        login: Login | None = None,
+    ) -> None:
         self.timeout = timeout
         self.secured: Secured | None = None
         self._tls = tls
@@ -140,6 +150,8 @@ class Connection(Protocol):
             helohost,
             start_tls=tls is not None and not tls.immediate,
             require_tls=tls is not None and not tls.immediate and tls.demand.verified,
+            encrypted=tls is not None and tls.immediate,
+            login=login,
         )
         self._clock = clock
         self._timer: IDelayedCall | None = None
@@ -254,6 +266,8 @@ class Connection(Protocol):
             elif isinstance(event, NoTLS):
                 said = "STARTTLS is not offered" if event.reply is None else "STARTTLS was refused"
                 trouble = Trouble(TLSFailed(said))
+            elif isinstance(event, NoLogin):
+                trouble = Trouble(event)
             elif isinstance(event, NeedBody):
                 pass  # the server may have changed its mind already: see below
             elif self._result is not None and not isinstance(event, Refused):

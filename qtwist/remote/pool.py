@@ -8,6 +8,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from qtwist.remote.client import Connection
 from qtwist.tls.clients import NO_TLS, Demand
+from qtwist.wire.sasl_client import Login
 
 IDLE_SECONDS = 5
 MOST_TRANSACTIONS = 100
@@ -22,6 +23,7 @@ class Key:
     port: int
     helohost: bytes
     demand: Demand = NO_TLS
+    login: Login | None = None
 
     @property
     def verified(self) -> Key:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from qtwist.mail.envelope import Report
 from qtwist.remote.qmtp import Outcome
 from qtwist.tls.clients import Secured
-from qtwist.wire.smtp_client import Broken, Finished, RecipientResult, Refused, Reply, Stage
+from qtwist.wire.smtp_client import Broken, Finished, NoLogin, RecipientResult, Refused, Reply, Stage
 
 NO_RESOURCES = Report.deferral(b"Something went wrong here, see the log of the mail system. (#4.3.0)\n")
 STOPPING = Report.deferral(b"The mail system is stopping. (#4.3.0)\n")
@@ -74,6 +74,12 @@ def no_matching_exchanger(domain: bytes) -> Report:
     return Report.deferral(
         b"The DNS names no mail exchanger of %b that its MTA-STS policy knows. (#4.7.5)\n" % visible(domain)
     )
+
+
+def no_login(address: str, event: NoLogin) -> Report:
+    """The relay did not take our login, or we did not give it. That is ours to mend, so that the mail waits for it."""
+    said = b"" if event.reply is None else _said(event.reply)
+    return Report.deferral(b"Connected to %b but %b. (#4.7.8)\n%b" % (address.encode(), event.why.encode(), said))
 
 
 def broken(address: str, event: Broken, seconds: int | None = None) -> Report:

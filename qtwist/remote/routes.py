@@ -1,4 +1,5 @@
-"""control/smtproutes and qmtproutes: which relay takes the mail for a host, if any (spec/qmail.md §2.3, §15.2)."""
+"""control/smtproutes, qmtproutes, authsenders: which relay takes the mail for a host or of a sender, if any, and how we
+log in there (spec/qmail.md §2.3, §15.2, spec/related.md §14.3)."""
 
 from __future__ import annotations
 
@@ -57,41 +58,83 @@ def parse_relay(value: bytes, port: int = SMTP_PORT) -> Relay:
     return Relay(host, int(given))
 
 
-def find_relay(routes: Mapping[bytes, bytes], host: bytes, port: int = SMTP_PORT) -> Relay:
-    """The relay for `host`: its own line, else that of the longest suffix, else the one for everything, else none.
+@attrs.frozen
+class Credentials:
+    """Name and password for a relay."""
 
-    The first line found counts, even if its relay is empty: that is how a host is taken out of a wider route.
-    """
-    for key in suffixes(host, catch_all=True):
-        value = routes.get(key)
-        if value is not None:
-            return parse_relay(value, port)
-    return Relay(b"", port)
+    username: bytes
+    password: bytes = attrs.field(repr=False)
 
 
 @attrs.frozen
 class Route:
-    """Where mail goes: the relay for SMTP, and the port where its hosts are asked to speak QMTP first, if any."""
+    """Where mail goes: the relay for SMTP, the port where its hosts are asked to speak QMTP first, if any, and how we
+    log in there, if we do. `file` is the control file that says so."""
 
     relay: Relay
     qmtp_port: int | None = None
+    credentials: Credentials | None = None
+    file: str = "smtproutes"
 
 
-def find_route(smtp: Mapping[bytes, bytes], qmtp: Mapping[bytes, bytes], host: bytes) -> Route:
+def split_credentials(value: bytes) -> tuple[bytes, Credentials | None]:
+    """The relay, and what stands behind it as ``|user|password``. RouteError for a half of it."""
+    relay, bar, rest = value.partition(b"|")
+    if not bar:
+        return relay, None
+    user, bar, password = rest.partition(b"|")
+    if not (relay and user and password):
+        raise RouteError("a relay, a user and a password are needed")
+    return relay, Credentials(user, password)
+
+
+def find_route(
+    smtp: Mapping[bytes, bytes],
+    qmtp: Mapping[bytes, bytes],
+    host: bytes,
+    senders: Mapping[bytes, bytes] | None = None,
+    sender: bytes = b"",
+) -> Route:
     """The route for `host` by control/smtproutes and control/qmtproutes, which counts first (spec/related.md §13.1).
+    Before both of them count `senders`, what control/authsenders says of `sender`.
 
     RouteError, with the name of the file in front of its text.
     """
-    relay = _named("smtproutes", smtp, host, SMTP_PORT)
-    other = _named("qmtproutes", qmtp, host, QMTP_PORT)
-    if not other.host:
-        return Route(relay)
-    # The same relay may stand in smtproutes with a port for SMTP.
-    return Route(relay if relay.host == other.host else Relay(other.host), other.port)
-
-
-def _named(file: str, routes: Mapping[bytes, bytes], host: bytes, port: int) -> Relay:
     try:
-        return find_relay(routes, host, port)
+        value = None if senders is None else _of_sender(senders, sender)
+        if value is not None:
+            relay_text, credentials = split_credentials(value)
+            return Route(parse_relay(relay_text), credentials=credentials, file="authsenders")
+    except RouteError as error:
+        raise RouteError("authsenders", *error.args) from error
+    relay, credentials = _named("smtproutes", smtp, host, SMTP_PORT)
+    other, _ = _named("qmtproutes", qmtp, host, QMTP_PORT)
+    if not other.host:
+        return Route(relay, None, credentials)
+    # The same relay may stand in smtproutes with a port for SMTP.
+    same = relay.host == other.host
+    return Route(relay if same else Relay(other.host), other.port, credentials if same else None, "qmtproutes")
+
+
+def _of_sender(senders: Mapping[bytes, bytes], sender: bytes) -> bytes | None:
+    """The line for an address, for its domain (``!@`` for the empty one, as s/qmail has it), or for all."""
+    lowered = sender.lower()
+    at = lowered.rfind(b"@")
+    keys = (lowered or b"!@", lowered[at:] if at >= 0 else b"", b"")
+    return next((senders[key] for key in keys if key in senders), None)
+
+
+def _named(file: str, routes: Mapping[bytes, bytes], host: bytes, port: int) -> tuple[Relay, Credentials | None]:
+    """The relay for `host`: its own line, else that of the longest suffix, else the one for everything, else none.
+
+    The first line found counts, even if its relay is empty: that is how a host is taken out of a wider route.
+    """
+    try:
+        for key in suffixes(host, catch_all=True):
+            value = routes.get(key)
+            if value is not None:
+                relay, credentials = split_credentials(value)
+                return parse_relay(relay, port), credentials
+        return Relay(b"", port), None
     except RouteError as error:
         raise RouteError(file, *error.args) from error

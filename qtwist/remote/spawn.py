@@ -34,6 +34,7 @@ from qtwist.remote.tcpto import TimeoutTable
 from qtwist.remote.tlsseen import SeenTLS
 from qtwist.tls.clients import ClientTLS
 from qtwist.wire.mta_sts import MOST_OCTETS
+from qtwist.wire.sasl_client import Login
 from qtwist.wire.smtp_client import Transaction
 
 LIMIT = 255
@@ -42,7 +43,17 @@ LIMIT = 255
 FETCH_SECONDS = 60
 """How long a domain may take to give its MTA-STS policy."""
 
-_FILES = ("helohost", "smtproutes", "qmtproutes", "timeoutconnect", "timeoutremote", "tlsmemory", "mtasts")
+_FILES = (
+    "helohost",
+    "smtproutes",
+    "qmtproutes",
+    "timeoutconnect",
+    "timeoutremote",
+    "tlsmemory",
+    "authsenders",
+    "authsenderstls",
+    "mtasts",
+)
 
 # Quoting puts a backslash before a line end but leaves it there, and domains are not quoted at all. None of these may
 # reach the wire: they would end the command, or the path in it.
@@ -58,6 +69,7 @@ class Settings:
     routes: Mapping[bytes, bytes]
     qmtp_routes: Mapping[bytes, bytes]
     mta_sts: bool
+    senders: Mapping[bytes, bytes]
 
 
 @implementer(ISpawner)
@@ -149,7 +161,7 @@ class RemoteSpawner:
             return reports.BAD_SENDER
         settings = self._read_settings()
         try:
-            route = find_route(settings.routes, settings.qmtp_routes, host)
+            route = find_route(settings.routes, settings.qmtp_routes, host, settings.senders, delivery.sender)
         except RouteError as error:
             return reports.unusable_route(host, str(error.args[0]).encode())
         try:
@@ -171,6 +183,10 @@ class RemoteSpawner:
             _as_path(delivery.sender), (_as_path(delivery.recipient),), message.size, message.eight_bit
         )
         package = Package(delivery.sender, delivery.recipient)
+        login = None
+        if route.credentials is not None:
+            in_clear = settings.terms.authtls == 0
+            login = Login(route.credentials.username, route.credentials.password, in_clear)
         return await self._carrier.carry(
             transaction,
             package,
@@ -181,6 +197,7 @@ class RemoteSpawner:
             route.qmtp_port,
             route.relay.host or host,
             demanded_by,
+            login,
         )
 
     def _read_settings(self) -> Settings:
@@ -196,9 +213,13 @@ class RemoteSpawner:
                 max(self._control.integer("timeoutconnect"), 1),
                 max(self._control.integer("timeoutremote"), 1),
                 self._control.integer("tlsmemory"),
+                self._control.integer("authsenderstls"),
             )
+            self._control.ensure_secret("smtproutes", "authsenders")
             routes, qmtp_routes = self._control.map("smtproutes"), self._control.map("qmtproutes")
-            self._settings = Settings(terms, routes or {}, qmtp_routes or {}, self._control.integer("mtasts") > 0)
+            senders = self._control.map("authsenders") or {}
+            sts = self._control.integer("mtasts") > 0
+            self._settings = Settings(terms, routes or {}, qmtp_routes or {}, sts, senders)
             self._stamps = stamps
         return self._settings
 

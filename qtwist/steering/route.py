@@ -17,6 +17,7 @@ from qtwist.local import dotqmail
 from qtwist.local.deliver import Forwarded, Job, Parts, deliver
 from qtwist.local.errors import DeliveryError
 from qtwist.local.users import Users, folder_account
+from qtwist.mail.constmap import ConstantMap
 from qtwist.mail.envelope import Report
 from qtwist.mail.rewriting import LOCAL, Rewriter
 from qtwist.queue.looking import NEW, Message
@@ -57,7 +58,7 @@ async def _explain(home: Home, messages: Sequence[Message]) -> list[dict[str, An
             if there == LOCAL:
                 steps += explain_local(home, message, target)
             else:
-                steps += await explain_remote(home, target)
+                steps += await explain_remote(home, target, message.sender)
             rows.append({"id": message.number, "channel": there, "recipient": _text(address), "steps": steps})
     return rows
 
@@ -100,11 +101,12 @@ def _no_forward(fd: int, prefix: bytes, sender: bytes, recipients: Sequence[byte
     raise AssertionError("a dry run forwards nothing")
 
 
-async def explain_remote(home: Home, recipient: bytes) -> list[str]:
+async def explain_remote(home: Home, recipient: bytes, sender: bytes) -> list[str]:
     """The route and the hosts that would be tried, in their order."""
     host = recipient.rpartition(b"@")[2]
     try:
-        route = find_route(home.control.map("smtproutes") or {}, home.control.map("qmtproutes") or {}, host)
+        routes = [home.control.map(name) or ConstantMap() for name in ("smtproutes", "qmtproutes", "authsenders")]
+        route = find_route(routes[0], routes[1], host, routes[2], sender)
     except RouteError as error:
         return [f"remote: control/{error.args[0]} cannot be used for {_text(host)}: {error.args[1]}"]
     relay = route.relay
@@ -112,9 +114,12 @@ async def explain_remote(home: Home, recipient: bytes) -> list[str]:
         place = f"{_text(relay.host)}, by QMTP on port {route.qmtp_port}, else by SMTP on port {relay.port}"
         steps = [f"remote: control/qmtproutes sends {_text(host)} to {place}"]
     elif relay.host:
-        steps = [f"remote: control/smtproutes sends {_text(host)} to {_text(relay.host)}, port {relay.port}"]
+        whose = f"mail of {_text(sender)}" if route.file == "authsenders" else _text(host)
+        steps = [f"remote: control/{route.file} sends {whose} to {_text(relay.host)}, port {relay.port}"]
     else:
         steps = [f"remote: the DNS decides for {_text(host)}, port {relay.port}"]
+    if route.credentials is not None:
+        steps.append(f"login: {_text(route.credentials.username)}")
     hosts = await find_hosts(home.resolver, host, relay, OwnAddresses().get, random.shuffle)
     if isinstance(hosts, Report):
         word = "would fail" if hosts.letter == b"D" else "would be deferred"

@@ -8,7 +8,7 @@ The dialogue is spec/qmail.md §15.4 with its defects repaired: EHLO first and H
 (RFC 2920), SIZE (RFC 1870) and 8BITMIME (RFC 6152) where the server offers them; replies that make no sense break the
 connection, which means "try again", never "failed for good". With STARTTLS (RFC 3207), the greeting begins anew once
 the shell has started TLS; nothing that came before counts afterwards. 8-bit mail goes to a server without 8BITMIME as
-it is, as qmail sends it (§26.7): nothing is converted.
+it is, as qmail sends it (§26.7): nothing is converted. With a login, AUTH (RFC 4954) ends the greeting, or the session.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections import deque
 import attrs
 
 from qtwist.wire.dot_stuffing import DotStuffer
+from qtwist.wire.sasl_client import ClientExchange, Login, choose
 
 MAX_LINE = 2048
 """Octets of a reply line; RFC 5321 §4.5.3.1.5 has 512."""
@@ -41,6 +42,7 @@ class Stage(enum.Enum):
     EHLO = "EHLO"
     HELO = "HELO"
     STARTTLS = "STARTTLS"
+    AUTH = "AUTH"
     MAIL = "MAIL"
     RCPT = "RCPT"
     DATA = "DATA"
@@ -107,6 +109,14 @@ class NoTLS:
 
 
 @attrs.frozen
+class NoLogin:
+    """The session is over before it began, as the login was not taken, or not given: why, and the `reply` to it."""
+
+    why: str
+    reply: Reply | None = None
+
+
+@attrs.frozen
 class NeedBody:
     """The server waits for the message: hand it to :meth:`SMTPClient.body`, then call :meth:`SMTPClient.end_body`."""
 
@@ -159,20 +169,32 @@ class Broken:
     nonsense: bytes | None = None
 
 
-Event = Ready | StartTLS | NoTLS | NeedBody | RecipientResult | Finished | TooLarge | Refused | Broken
+Event = Ready | StartTLS | NoTLS | NoLogin | NeedBody | RecipientResult | Finished | TooLarge | Refused | Broken
 
 
 class SMTPClient:
     """One connection. `helohost` is the name that EHLO and HELO tell. With `start_tls`, TLS begins where the server
-    offers it; with `require_tls`, nothing is sent without."""
+    offers it; with `require_tls`, nothing is sent without. `encrypted` says that it has begun before the greeting. With
+    a `login`, nothing is sent before that is taken."""
 
-    def __init__(self, helohost: bytes, *, start_tls: bool = False, require_tls: bool = False) -> None:
+    def __init__(
+        self,
+        helohost: bytes,
+        *,
+        start_tls: bool = False,
+        require_tls: bool = False,
+        encrypted: bool = False,
+        login: Login | None = None,
+    ) -> None:
         if _UNSAFE.search(helohost) or not helohost:
             raise ValueError("not a host name")
         self._helohost = helohost
         self._start_tls = start_tls or require_tls
         self._require_tls = require_tls
         self._handshaking = False
+        self._encrypted = encrypted
+        self._login = login
+        self._exchange: ClientExchange | None = None
         self._out: list[bytes] = []
         self._buffer = b""
         self._lines: list[bytes] = []
@@ -257,6 +279,7 @@ class SMTPClient:
         if not self._handshaking:
             raise RuntimeError("TLS was not asked for")
         self._handshaking = self._start_tls = self._require_tls = False
+        self._encrypted = True
         self._send(b"EHLO " + self._helohost, Stage.EHLO)
 
     def body(self, chunk: bytes) -> None:
@@ -352,6 +375,8 @@ class SMTPClient:
                 self._send(b"STARTTLS", Stage.STARTTLS)
             else:
                 self._greeted(events)
+        elif stage is Stage.AUTH:
+            self._auth_reply(events, reply)
         elif stage is Stage.STARTTLS and reply.code == 220:
             self._extensions = {}
             self._handshaking = True
@@ -381,8 +406,40 @@ class SMTPClient:
             self._out.append(b"QUIT\r\n")
             self._closed = True
             events.append(NoTLS(refusal))
+        elif self._login is not None:
+            self._log_in(events, self._login)
         else:
             events.append(Ready())
+
+    def _log_in(self, events: list[Event], login: Login) -> None:
+        offered = self._extensions.get(b"AUTH", b"").upper().split()
+        if not (self._encrypted or login.in_clear):
+            self._give_up_login(events, NoLogin("the connection is not encrypted"))
+            return
+        self._exchange = choose(login, offered, self._encrypted)
+        if self._exchange is None:
+            self._give_up_login(events, NoLogin("AUTH is not offered, or by no mechanism that we know"))
+        else:
+            self._send(b"AUTH " + self._exchange.command, Stage.AUTH)
+
+    def _auth_reply(self, events: list[Event], reply: Reply) -> None:
+        assert self._exchange is not None
+        if reply.code == 334:
+            response = self._exchange.answer(reply.text[4:].partition(b"\n")[0].strip())
+            # To a challenge that makes no sense, the answer is to cancel; the reply to that ends the session.
+            self._send(b"*" if response is None else response, Stage.AUTH)
+            if response is None:
+                self._login = None
+        elif reply.code == 235 and self._login is not None:
+            self._login = None
+            events.append(Ready())
+        else:
+            self._give_up_login(events, NoLogin("the login was refused", reply))
+
+    def _give_up_login(self, events: list[Event], why: NoLogin) -> None:
+        self._out.append(b"QUIT\r\n")
+        self._closed = True
+        events.append(why)
 
     def _begin_tls(self, events: list[Event], rest: bytes) -> None:
         """What came in the clear behind the 220 must not be taken for something said through TLS."""
@@ -480,6 +537,7 @@ class SMTPClient:
             Stage.EHLO,
             Stage.HELO,
             Stage.STARTTLS,
+            Stage.AUTH,
         ):
             events.append(Broken(stage, self._dot_sent, nonsense))
             self._end_transaction()
@@ -501,6 +559,8 @@ class SMTPClient:
             command += b" SIZE=%d" % transaction.size
         if transaction.eight_bit and b"8BITMIME" in self._extensions:
             command += b" BODY=8BITMIME"
+        if self._exchange is not None:
+            command += b" AUTH=<>"
         return command
 
     def _size_limit(self) -> int:

@@ -8,7 +8,7 @@ import smtplib
 import ssl
 import subprocess
 
-from tests.e2e.harness import PATIENCE, free_port, program, wait_until
+from tests.e2e.harness import ME, PATIENCE, free_port, program, wait_until
 from tests.e2e.test_pop3 import SECRET
 from tests.e2e.test_tls import TLSCase
 from tests.scram_client import ScramClient
@@ -84,6 +84,30 @@ class ProgramTests(SubmissionCase):
         )
         self.assertEqual(done.returncode, 0, done.stderr)
         self.mail(2)
+
+
+class SmarthostTests(SubmissionCase):
+    """The same daemon as both sides: what it has no other way for goes to its own submission port, with a login."""
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "SSL_CERT_FILE": os.path.join(self.directory, "authority.pem")}
+
+    def test_relay(self) -> None:
+        """STARTTLS, a good certificate, AUTH; a wrong password keeps the mail (RFC 4954; spec/related.md §14.3)."""
+        self.certify(ME, "localhost", "127.0.0.1")
+        path = os.path.join(self.home, "control", "authsenders")
+        self.write_control("forceauthmailfrom", "0\n")
+        self.write_control("relayclients", "127.0.0.1\n")
+        daemon = self.start()
+        refused = "deferral: Connected_to_127.0.0.1_but_the_login_was_refused"
+        for password, seen in (("guess", refused), (SECRET, "success: 127.0.0.1_accepted_message")):
+            self.write_control("authsenders", f"@away.test:127.0.0.1:{self.submission}|{self.user}|{password}\n")
+            os.chmod(path, 0o600)
+            self.send(["joe@far.test"], sender="ann@away.test")
+            daemon.log.wait(seen)
+        daemon.log.wait(f"login of {self.user} from 127.0.0.1 by PLAIN")
+        self.assertEqual(daemon.stop(), 0)
+        self.assertNotIn(SECRET, "\n".join(daemon.log.lines))
 
 
 class PythonTests(SubmissionCase):
