@@ -18,7 +18,7 @@ from zope.interface.verify import verifyObject
 from qtwist.files.disk import Disk, RealDisk
 from qtwist.interfaces import Accepted, IIncomingMessage, IQueue, Preprocessed, QueueError
 from qtwist.mail.envelope import Envelope, Origin
-from qtwist.queue.files import FileQueue
+from qtwist.queue.files import WORKERS, FileQueue
 from qtwist.queue.incoming import HIGH_WATER, MEMORY_LIMIT
 from qtwist.queue.layout import LayoutError
 from qtwist.queue.trigger import TriggerReader, pull_trigger
@@ -357,6 +357,21 @@ class LifeTests(QueueCase):
 
 
 class BounceTests(QueueCase):
+    async def test_marks_wait_for_nobody(self) -> None:
+        """Whatever waits for the disk: a success that is not marked is delivered again after a kill."""
+        number = put_message(self.layout, b"hello\n", info=b"Fa@b\0", local=b"Tjoe@x\0")
+        released = threading.Event()
+        disk = WatchedDisk(lambda name: released.wait(60) if name == "fsync" else None)
+        queue = self.start(disk)
+        self.addCleanup(released.set)
+        done: list[None] = []
+        appends = [queue.append_bounce(other, b"x\n\n").addCallback(done.append) for other in range(3 * WORKERS)]
+        await queue.mark(number, "local", 0)
+        self.assertEqual(read(self.layout.path("local", number)), b"Djoe@x\0")
+        self.assertEqual(done, [])
+        released.set()
+        await gatherResults(appends)
+
     async def test_one_append_at_a_time(self) -> None:
         """One that fails cuts off what it wrote: what another has written in the meantime would go with it."""
         begun, go_on = threading.Event(), threading.Event()

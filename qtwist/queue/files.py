@@ -49,6 +49,8 @@ class FileQueue:
         self._acceptor = Acceptor(disk, self.layout)
         self._roots = filesystem_roots(disk, self.layout)
         self._workers = Workers(reactor, WORKERS, "queue worker")
+        # Marks never wait for anybody's sync: who is killed before a mark delivers twice.
+        self._marker = Workers(reactor, 1, "queue marker")
         self._committer = GroupCommitter(reactor, self._acceptor.commit, self._published, batch_limit(disk))
         self._trigger = TriggerReader(reactor, self.layout.lock("trigger"), self._wake)
         self._callbacks: list[Callable[[], None]] = []
@@ -67,6 +69,7 @@ class FileQueue:
     def start(self) -> None:
         """Start the threads; once."""
         self._workers.start()
+        self._marker.start()
         self._committer.start()
 
     def stop(self) -> Deferred[None]:
@@ -80,7 +83,9 @@ class FileQueue:
         self._quiet = Deferred()
         if not self._incoming:
             self._quiet.callback(None)
-        ended = self._quiet.addCallback(lambda _: DeferredList([self._committer.stop(), self._workers.stop()]))
+        ended = self._quiet.addCallback(
+            lambda _: DeferredList([self._committer.stop(), self._workers.stop(), self._marker.stop()])
+        )
         return ended.addCallback(lambda _: self._unlock())
 
     def lock(self) -> None:
@@ -137,7 +142,7 @@ class FileQueue:
         return self._workers.run(self._store.open_message, number)
 
     def mark(self, number: int, channel: str, offset: int) -> Deferred[None]:
-        return self._workers.run(self._store.mark, number, channel, offset)
+        return self._marker.run(self._store.mark, number, channel, offset)
 
     def postpone(self, number: int, channel: str, due: float) -> Deferred[None]:
         return self._workers.run(self._store.postpone, number, channel, due)

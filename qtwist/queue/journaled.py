@@ -294,6 +294,14 @@ class JournaledQueue(FileQueue):
         return self._do(number, Live.open, lambda: FileQueue.open(self, number))
 
     def mark(self, number: int, channel: str, offset: int) -> Deferred[None]:
+        live = self._live.get(number)
+        if live is not None and live.waiting is not None:
+            # It is just being settled, which may take a while; whoever is killed meanwhile reads it from the journal.
+            # The files need the mark all the same, when they count: they may have been written without it.
+            try:
+                self._append(live, records.mark(number, channel, offset))
+            except ValueError as error:
+                return fail(error)
         return self._do(
             number,
             lambda live: self._append(live, records.mark(number, channel, offset)),

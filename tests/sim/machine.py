@@ -134,6 +134,7 @@ class SimulatedQueue(FileQueue):
         super().__init__(QUEUE, disk, reactor)
         self.marked = marked
         self._workers = SimulatedWorkers(reactor, tasks)  # type: ignore[assignment]
+        self._marker = SimulatedWorkers(reactor, tasks, "mark")  # type: ignore[assignment]
         self._committer = SimulatedCommitter(reactor, self._acceptor.commit, self._published, batch_limit(disk))
         self._committer.prepare(tasks)
         self._trigger = _NoTrigger()  # type: ignore[assignment]
@@ -155,6 +156,7 @@ class SimulatedJournaledQueue(JournaledQueue):
         self.marked = marked
         self.disk = disk
         self._workers = SimulatedWorkers(reactor, tasks)  # type: ignore[assignment]
+        self._marker = SimulatedWorkers(reactor, tasks, "mark")  # type: ignore[assignment]
         self._committer = SimulatedCommitter(reactor, self._acceptor.commit, self._published, batch_limit(disk))
         self._committer.prepare(tasks)
         self._trigger = _NoTrigger()  # type: ignore[assignment]

@@ -24,7 +24,7 @@ from qtwist.queue.writer import IDLE, JournalWriter
 from tests.sim.disk import Crash
 
 #: How many tasks of a kind run side by side.
-LIMITS = {"queue": 4, "commit": 1, "journal": 1, "local": 10}
+LIMITS = {"queue": 4, "mark": 1, "commit": 1, "journal": 1, "local": 10}
 
 
 class SimulatedReactor(Clock):
@@ -143,9 +143,10 @@ class Tasks:
 class SimulatedWorkers:
     """In the place of :class:`qtwist.queue.workers.Workers`."""
 
-    def __init__(self, reactor: SimulatedReactor, tasks: Tasks) -> None:
+    def __init__(self, reactor: SimulatedReactor, tasks: Tasks, kind: str = "queue") -> None:
         self._reactor = reactor
         self._tasks = tasks
+        self._kind = kind
         self._accepting = False
         self._busy = 0
         self._ended: Deferred[None] = Deferred()
@@ -165,7 +166,7 @@ class SimulatedWorkers:
             self._check()
 
         self._tasks.add(
-            "queue", lambda: function(*arguments), lambda result: self._reactor.callFromThread(answered, result)
+            self._kind, lambda: function(*arguments), lambda result: self._reactor.callFromThread(answered, result)
         )
         return answer
 

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.queue.live import Live
 from tests.sim.disk import Model
-from tests.sim.machine import QUEUE, Life, Machine, SimulatedJournaledQueue, Stop
+from tests.sim.machine import QUEUE, Life, Machine, SimulatedJournaledQueue, Stop, entries_on
 from tests.sim.stories import EVERYBODY, FAILURES, Story, count_calls, one_message, stop_everywhere, stories
 
 SLOW = FAILURES[3:]
@@ -135,6 +135,21 @@ class InMemory(JournalCase):
         machine._start()
         return machine
 
+    def being_settled(self, machine: Machine) -> tuple[SimulatedJournaledQueue, int]:
+        """A message that has a try before it, and whose files are about to be made."""
+        queue: SimulatedJournaledQueue = machine.queue
+        machine._act(("hold", 1, True))
+        machine._act(send(*SLOW))
+        for _ in range(200):
+            machine.reactor.advance(0)
+            if [live for live in queue._live.values() if live.entry.channels is not None]:
+                break
+            machine._step()
+        [number] = queue._live
+        queue._resting.append(number)
+        queue._settle_resting()
+        return queue, number
+
     def test_sweep(self) -> None:
         """A message that is being settled has a mess file and nothing else for a moment, and its inode may be old: it
         is no garbage (§5.4)."""
@@ -160,6 +175,32 @@ class InMemory(JournalCase):
         machine._act(send(*EVERYBODY))
         machine._advance(20)
         self.assertEqual(len(machine.reactor.getDelayedCalls()), before)
+
+    def test_mark_while_it_is_settled(self) -> None:
+        """The mark is in the journal at once, for the case of a kill, and in the files when these count."""
+        machine = self.machine()
+        queue, number = self.being_settled(machine)
+        marked = queue.mark(number, "remote", 0)
+        queue._writer._one_turn()
+        self.assertEqual(bytes(entries_on(machine.disk)[number].channels["remote"])[:1], b"D")
+        self.assertNoResult(marked)
+        machine.settle()
+        self.successResultOf(marked)
+        self.assertEqual(machine.disk.contents(machine.layout.path("remote", number))[:1], b"D")
+        self.assertEqual(entries_on(machine.disk), {})
+
+    def test_mark_behind_the_copy(self) -> None:
+        """As before, but the files were written without it."""
+        machine = self.machine()
+        queue, number = self.being_settled(machine)
+        for _ in range(200):
+            if machine.disk.exists(machine.layout.path("info", number)):
+                break
+            machine._step()
+        marked = queue.mark(number, "remote", 0)
+        machine.settle()
+        self.successResultOf(marked)
+        self.assertEqual(machine.disk.contents(machine.layout.path("remote", number))[:1], b"D")
 
     def test_disk_that_stays_broken(self) -> None:
         """What cannot be settled is delivered from memory, and settling is tried once a minute, not all the time."""
