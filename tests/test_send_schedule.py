@@ -50,7 +50,7 @@ def recipients(count: int) -> list[RecipientRecord]:
 
 class ChannelTests(SynchronousTestCase):
     def open(self, channel: Channel, number: int, count: int) -> Pass:
-        channel.add(number, BIRTH)
+        channel.add_new(number, BIRTH)
         self.assertEqual(channel.take_due(BIRTH), number)
         one = channel.begin(number, b"s@x.test", BIRTH, BIRTH, 604800)
         one.pending.extend(recipients(count))
@@ -71,11 +71,67 @@ class ChannelTests(SynchronousTestCase):
         channel = Channel("local", 4)
         for number in range(6):
             self.open(channel, number, 1)
-        started = [channel.choose() for _ in range(4)]
-        self.assertNotIn(None, started)
+        started = [chosen for _ in range(4) if (chosen := channel.choose()) is not None]
+        self.assertEqual(len(started), 4)
         self.assertIsNone(channel.choose())
-        channel.free_slot()
+        channel.free_slot(started[0][0])
         self.assertIsNotNone(channel.choose())
+
+    def test_new_mail_and_later_tries_take_turns(self) -> None:
+        """All the mail of a day without the daemon is due: what has just come does not wait for the end of it."""
+        channel = Channel("remote", 100)
+        for number in range(50):
+            channel.add(number, BIRTH - 1000 + number)
+        for number in range(90, 93):
+            channel.add_new(number, BIRTH)
+        taken = [channel.take_due(BIRTH) for _ in range(8)]
+        self.assertEqual(taken, [90, 0, 91, 1, 92, 2, 3, 4])
+
+    def test_later_tries_leave_slots_to_new_mail(self) -> None:
+        """However many hosts hang: a quarter of the slots, and of the passes, is for what was never tried."""
+        channel = Channel("remote", 8)
+        for number in range(50):
+            channel.add(number, BIRTH)
+        opened = []
+        while (number := channel.take_due(BIRTH)) is not None:
+            opened.append(channel.begin(number, b"s@x.test", BIRTH, BIRTH, 604800))
+            opened[-1].pending.extend(recipients(1))
+        self.assertEqual(len(opened), 12)
+        started = []
+        while (chosen := channel.choose()) is not None:
+            started.append(chosen[0])
+        self.assertEqual(len(started), 6)
+        new = self.open(channel, 90, 1)
+        chosen = channel.choose()
+        assert chosen is not None
+        self.assertIs(chosen[0], new)
+        # When one of theirs has ended, the next of them begins, and when its pass has, another message is looked at.
+        self.assertIsNone(channel.choose())
+        channel.free_slot(started[0])
+        self.assertIsNotNone(channel.choose())
+        self.assertIsNone(channel.take_due(BIRTH))
+        channel.end(started[0])
+        self.assertEqual(channel.take_due(BIRTH), 12)
+        channel.give_back(12, BIRTH)
+        self.assertEqual(channel.take_due(BIRTH), 12)
+
+    def test_new_mail_that_is_put_off(self) -> None:
+        """A message that was new comes again when it is due, and not before; so does one that was withdrawn."""
+        channel = Channel("remote", 8)
+        channel.add_new(1, BIRTH)
+        channel.add_new(2, BIRTH)
+        self.assertEqual(channel.next_due(), BIRTH)
+        channel.wake_all(BIRTH - 5)
+        self.assertEqual(list(channel.unrecorded()), [])
+        self.assertEqual(channel.take_due(BIRTH), 1)
+        channel.give_back(1, BIRTH + 123)
+        self.assertEqual(channel.withdraw(2), BIRTH)
+        channel.add(2, BIRTH + 400)
+        self.assertEqual(channel.next_due(), BIRTH + 123)
+        self.assertIsNone(channel.take_due(BIRTH + 122))
+        self.assertEqual(channel.take_due(BIRTH + 400), 1)
+        self.assertEqual(channel.take_due(BIRTH + 400), 2)
+        self.assertIsNone(channel.next_due())
 
     def test_concurrency_zero_holds_the_channel(self) -> None:
         """§9.1: concurrency 0 puts that channel on hold."""

@@ -299,7 +299,7 @@ class QueueManager(Service):
         # At once (§9.4), also when the file system's clock, which tells the birth, is ahead of ours.
         due = min(result.birth, self.clock.seconds())
         for channel in result.channels:
-            self.channels[channel].add(result.number, due)
+            self.channels[channel].add_new(result.number, due)
         if not result.channels:
             self._task(self._end_message(result.number))
 
@@ -410,7 +410,7 @@ class QueueManager(Service):
         report = await self._try(channel, one, record)
         if report.letter == b"Z" and one.dying:
             report = Report.failure(report.text + GIVING_UP)
-        channel.free_slot()
+        channel.free_slot(one)
         self.log.delivery(delivery, report)
         self.history.note(one.number, channel.name, record.address, self.clock.seconds(), report)
         self._log_status()

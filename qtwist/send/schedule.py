@@ -4,16 +4,18 @@ Pure rules over times that the caller passes in (seconds since the epoch); nothi
 socket. One :class:`Channel` holds the messages of ``local`` or ``remote``: those that wait for their time, and those
 that are being tried now (a :class:`Pass` each).
 
-Two things differ from qmail-send on purpose. qmail reads one recipient file at a time to its end, so a message with
+Three things differ from qmail-send on purpose. qmail reads one recipient file at a time to its end, so a message with
 many or slow recipients holds up all others; here several passes are open at once, a free slot goes to the pass with
-the fewest running deliveries, and one message never holds all slots. And the next due time is known before the first
-delivery of a pass starts, so that it can be recorded before anybody is dialled.
+the fewest running deliveries, and one message never holds all slots. qmail takes what is due longest first, so that new
+mail waits behind all that has become due meanwhile (a week's deferred mail after a day without the daemon); here new
+mail and later tries take turns, and later tries never hold all slots together. And the next due time is known before
+the first delivery of a pass starts, so that it can be recorded before anybody is dialled.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from math import isqrt
 
@@ -55,6 +57,7 @@ class Pass:
     running: int = 0  # deliveries under way, their marks included
     left: bool = False  # some recipient stays for the next try
     birth: float = 0
+    first: bool = False  # the message is new
 
     @property
     def wants_reading(self) -> bool:
@@ -76,22 +79,33 @@ class Channel:
         self.concurrency = concurrency
         self.running = 0
         self.passes: dict[int, Pass] = {}
-        self._opening: set[int] = set()
+        self._opening: dict[int, bool] = {}  # message number -> whether it is new
         self._waiting: dict[int, float] = {}  # message number -> due
-        self._heap: list[tuple[float, int]] = []  # of the same, and of some that wait no longer or for another time
+        self._new: OrderedDict[int, None] = OrderedDict()  # those of them that were never tried, and are due
+        self._heap: list[tuple[float, int]] = []  # of the others, and of some that wait no longer or for another time
+        self._later_passes = 0  # of messages that are not new, open or about to be
+        self._later_running = 0  # deliveries of these
+        self._turn_of_new = True
         self._unrecorded: set[int] = set()  # waiting messages whose due time differs from the one on disk
 
     @property
     def share(self) -> int:
-        """The most slots that one message may hold, so that the others always get some."""
+        """The most slots that one message may hold, so that the others always get some; and all later tries together,
+        so that new mail does."""
         return max(1, self.concurrency - self.concurrency // 4)
 
     # The messages that wait.
 
     def add(self, number: int, due: float) -> None:
         """Put a message in line; the disk knows `due` already."""
+        self._new.pop(number, None)
         self._waiting[number] = due
         heapq.heappush(self._heap, (due, number))
+
+    def add_new(self, number: int, due: float) -> None:
+        """Put a message in line that was never tried; `due` is not in the future."""
+        self._waiting[number] = due
+        self._new[number] = None
 
     def wake_all(self, now: float) -> None:
         """Make every waiting message due now (ALRM, §9.2)."""
@@ -100,18 +114,25 @@ class Channel:
     def wake(self, numbers: Iterable[int], now: float) -> None:
         """Make those of these messages that wait due now."""
         for number in numbers:
-            if number in self._waiting:
+            if number in self._waiting and number not in self._new:
                 self.add(number, min(self._waiting[number], now))
                 self._unrecorded.add(number)
 
     def withdraw(self, number: int) -> float | None:
         """Take a waiting message out of the line; when it would have been due, None when it does not wait."""
         self._unrecorded.discard(number)
+        self._new.pop(number, None)
         return self._waiting.pop(number, None)
 
     def next_due(self) -> float | None:
-        """When the earliest waiting message is due, or None when none waits."""
-        while self._heap and self._waiting.get(self._heap[0][1]) != self._heap[0][0]:
+        """When the earliest waiting message is due (a new one is, whatever else waits), or None when none waits."""
+        if self._new:
+            return self._waiting[next(iter(self._new))]
+        return self._next_later()
+
+    def _next_later(self) -> float | None:
+        """When the earliest message that is not new is due."""
+        while self._heap and (self._heap[0][1] in self._new or self._waiting.get(self._heap[0][1]) != self._heap[0][0]):
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
@@ -131,26 +152,36 @@ class Channel:
 
         The caller answers with :meth:`begin` or :meth:`give_back`.
         """
-        due = self.next_due()
-        if due is None or due > now:
-            return None
         if len(self.passes) + len(self._opening) >= 2 * self.concurrency:
             return None
-        _, number = heapq.heappop(self._heap)
+        due = self._next_later()
+        later = due is not None and due <= now and self._later_passes < 2 * self.share
+        if self._new and (self._turn_of_new or not later):
+            number = next(iter(self._new))
+            new = True
+        elif later:
+            _, number = heapq.heappop(self._heap)
+            new = False
+            self._later_passes += 1
+        else:
+            return None
+        self._turn_of_new = not new
         self.withdraw(number)
-        self._opening.add(number)
+        self._opening[number] = new
         return number
 
     def begin(self, number: int, sender: bytes, birth: float, now: float, lifetime: float) -> Pass:
         """Open the pass of a message that :meth:`take_due` gave."""
-        self._opening.discard(number)
-        opened = Pass(number, sender, next_attempt(birth, now, self.name), is_dying(birth, now, lifetime), birth=birth)
+        first = self._opening.pop(number)
+        retry = next_attempt(birth, now, self.name)
+        opened = Pass(number, sender, retry, is_dying(birth, now, lifetime), birth=birth, first=first)
         self.passes[number] = opened
         return opened
 
     def give_back(self, number: int, due: float) -> None:
         """The pass could not be opened; try again at `due`."""
-        self._opening.discard(number)
+        if not self._opening.pop(number):
+            self._later_passes -= 1
         self.add(number, due)
 
     def choose(self) -> tuple[Pass, RecipientRecord] | None:
@@ -162,6 +193,8 @@ class Channel:
             return None
         best: Pass | None = None
         for one in self.passes.values():
+            if not one.first and self._later_running >= self.share:
+                continue
             if one.pending and one.running < self.share and (best is None or one.running < best.running):
                 best = one
                 if not best.running:
@@ -170,15 +203,18 @@ class Channel:
             return None
         best.running += 1
         self.running += 1
+        self._later_running += not best.first
         return best, best.pending.popleft()
 
-    def free_slot(self) -> None:
-        """A delivery has reported; its slot may be used again."""
+    def free_slot(self, one: Pass) -> None:
+        """A delivery of a pass has reported; its slot may be used again."""
         self.running -= 1
+        self._later_running -= not one.first
 
     def end(self, one: Pass) -> None:
         """Close a pass. The caller puts the message back with :meth:`add`, or has finished it on this channel."""
         del self.passes[one.number]
+        self._later_passes -= not one.first
 
     def is_trying(self, number: int) -> bool:
         """Whether a pass of the message is open, or about to be."""
