@@ -179,6 +179,9 @@ def run(peer: Qtwist, device: str, sink: Sink, backlog: int, messages: int) -> N
         peer.signal(signal.SIGALRM)
         new_mail(peer, sink, meter, messages, f"{say}, all due")
         print(f"{say}, all due: send has {processes.pss(processes.role('send')):.1f} MiB (PSS)", flush=True)
+    with running(peer, f"{say}, stopped with all of it due"):
+        peer.signal(signal.SIGALRM)
+        time.sleep(2)
 
 
 def main() -> None:

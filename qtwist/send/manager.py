@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import attrs
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.defer import Deferred, DeferredList, gatherResults, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -43,6 +43,9 @@ TODO_INTERVAL = 1500
 GARBAGE_INTERVAL = 76431
 #: How many messages are preprocessed together, sharing their disk syncs.
 TODO_BATCH = 100
+
+#: How many due times are written together at the end.
+RECORDED_AT_ONCE = 1000
 
 #: Added to the report of a last try (§9.5).
 GIVING_UP = b"This message has been in the queue for too long; there will be no further attempt.\n"
@@ -183,10 +186,13 @@ class QueueManager(Service):
             await DeferredList(list(self._tasks))
         now = self.clock.seconds()
         for channel in self.channels.values():
-            for number, due in list(channel.unrecorded()):
-                await self._postpone(number, channel.name, due)
-            for one in channel.passes.values():
-                await self._postpone(one.number, channel.name, now)
+            # Some at once: after ALRM this is the whole queue.
+            times = [*channel.unrecorded(), *((number, now) for number in channel.passes)]
+            for start in range(0, len(times), RECORDED_AT_ONCE):
+                batch = times[start : start + RECORDED_AT_ONCE]
+                await gatherResults(
+                    [Deferred.fromCoroutine(self._postpone(number, channel.name, due)) for number, due in batch]
+                )
         self.log.exiting()
 
     def attend(self, work: Coroutine[Any, Any, T]) -> Deferred[T]:
