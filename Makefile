@@ -10,6 +10,8 @@ TRIAL := -j2
 # `make soak SECONDS=3600 SEED=…`: the seed of the first stories, as a failure has printed it.
 SECONDS := 60
 SEED :=
+# 1 for a daemon with control/journal.
+JOURNAL := 0
 # Debian keeps Postfix's smtp-source and smtp-sink there.
 export PATH := $(PATH):/usr/sbin:/sbin
 
@@ -21,7 +23,7 @@ help:
 	@echo 'make demo-stop  stop it'
 	@echo 'make test       run the tests'
 	@echo 'make soak       stop the machine at random points for SECONDS=…, then try every mutation of the syncs'
-	@echo 'make soak-faults SECONDS=600  kill the daemon and its roles under load, and account for every message'
+	@echo 'make soak-faults SECONDS=600 JOURNAL=1  kill the daemon and its roles under load, and account for every message'
 	@echo 'make fuzz SECONDS=600         hostile bytes for every engine and parser'
 	@echo 'make lint       check style and formatting'
 	@echo 'make types      check types'
@@ -71,7 +73,7 @@ build: $(VENV)/.installed-lint
 
 # Real processes killed under load; as root, each role too.
 soak-faults: $(VENV)/.installed-test
-	SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) $(RUN) -m twisted.trial --reporter=text tests.soak.test_kills
+	SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) SOAK_JOURNAL=$(JOURNAL) $(RUN) -m twisted.trial --reporter=text tests.soak.test_kills
 
 # Engines and parsers with bytes that nobody meant.
 fuzz: $(VENV)/.installed-test

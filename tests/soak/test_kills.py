@@ -2,7 +2,7 @@
 
 The suite runs a few seconds of it with a fixed seed. `make soak-faults SECONDS=600` runs as long as asked, with a new
 seed, which it prints; `SEED=…` gives the messages and the choice of victims of an earlier run again, though not the
-moments.
+moments. `JOURNAL=1` gives the daemon a journal; $SOAK_TRANSCRIPT names a file for its log, with times.
 """
 
 from __future__ import annotations
