@@ -165,6 +165,9 @@ class IQueue(IQueueEntrance):
     def postpone(number: int, channel: str, due: float) -> Deferred[None]:
         """Record when the channel file is due next (its mtime, seconds since the epoch)."""
 
+    def postpone_all(channel: str, times: list[tuple[int, float]]) -> Deferred[list[int]]:
+        """:meth:`postpone` for many messages (number, due); those for which the disk has failed."""
+
     def finish_channel(number: int, channel: str) -> Deferred[None]:
         """Remove the channel file: every recipient in it is done."""
 

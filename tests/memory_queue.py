@@ -179,6 +179,12 @@ class MemoryQueue:
         self.due[number, channel] = due
         return self._answer("postpone")
 
+    def postpone_all(self, channel: str, times: list[tuple[int, float]]) -> Deferred:
+        for number, due in times:
+            self.due[number, channel] = due
+        broken = [number for number, _ in times] if "postpone" in self.broken else []
+        return succeed(broken)
+
     def finish_channel(self, number: int, channel: str) -> Deferred:
         if "finish_channel" not in self.broken:
             del self.files[number, channel]

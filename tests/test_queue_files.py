@@ -270,6 +270,12 @@ class FailingDiskTests(QueueCase):
         ):
             await self.assertFailure(call, FileNotFoundError)
 
+    async def test_due_times_of_many(self) -> None:
+        number = put_message(self.layout, b"hello\n", info=b"Fa@b\0", local=b"Tjoe@x\0")
+        queue = self.start()
+        self.assertEqual(await queue.postpone_all("local", [(5, 1.0), (number, 2.0), (6, 3.0)]), [5, 6])
+        self.assertEqual(os.stat(self.layout.path("local", number)).st_mtime, 2.0)
+
 
 class LifeTests(QueueCase):
     async def test_a_message_is_born_and_ends(self) -> None:

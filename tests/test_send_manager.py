@@ -571,6 +571,11 @@ class TroubleWithTheDisk(ManagerCase):
         lines = self.log()
         self.assertIn(f"warning: unable to utime local/{number % 23}/{number}; message will be retried too soon", lines)
         self.assertEqual(self.manager.channels["local"].waiting(), 1)
+        self.manager.channels["local"].concurrency = 0  # so that it waits still
+        self.manager.retry_all()
+        self.successResultOf(self.manager.stopService())
+        warning = f"warning: unable to utime local/{number % 23}/{number}; message will be retried too soon"
+        self.assertEqual(self.log(), [warning, "status: exiting"])
 
     def test_append_bounce_waits_for_the_disk(self) -> None:
         """§9.7: the recipient stays unmarked until the paragraph is on disk."""

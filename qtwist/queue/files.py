@@ -147,6 +147,9 @@ class FileQueue:
     def postpone(self, number: int, channel: str, due: float) -> Deferred[None]:
         return self._workers.run(self._store.postpone, number, channel, due)
 
+    def postpone_all(self, channel: str, times: list[tuple[int, float]]) -> Deferred[list[int]]:
+        return self._workers.run(self._store.postpone_all, channel, times)
+
     def finish_channel(self, number: int, channel: str) -> Deferred[None]:
         return self._workers.run(self._store.remove, channel, number)
 

@@ -315,6 +315,15 @@ class JournaledQueue(FileQueue):
             lambda: FileQueue.postpone(self, number, channel, due),
         )
 
+    def postpone_all(self, channel: str, times: list[tuple[int, float]]) -> Deferred[list[int]]:
+        return Deferred.fromCoroutine(self._postpone_all(channel, times))
+
+    async def _postpone_all(self, channel: str, times: list[tuple[int, float]]) -> list[int]:
+        for number, due in times:
+            if number in self._live:
+                await self.postpone(number, channel, due)
+        return await super().postpone_all(channel, [one for one in times if one[0] not in self._live])
+
     def finish_channel(self, number: int, channel: str) -> Deferred[None]:
         return self._do(
             number,

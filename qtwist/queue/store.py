@@ -11,7 +11,7 @@ import fcntl
 import os
 import stat
 from collections import deque
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from qtwist.files.disk import Disk
 from qtwist.interfaces import MessageInfo, QueuedMessage, RecipientRecord
@@ -95,6 +95,16 @@ class Store:
     def postpone(self, number: int, channel: str, due: float) -> None:
         """Set the due time of a channel file."""
         self._disk.utime(self._layout.path(channel, number), due)
+
+    def postpone_all(self, channel: str, times: Iterable[tuple[int, float]]) -> list[int]:
+        """:meth:`postpone` for many; those that the disk has refused."""
+        refused = []
+        for number, due in times:
+            try:
+                self.postpone(number, channel, due)
+            except OSError:
+                refused.append(number)
+        return refused
 
     def remove(self, room: str, number: int) -> None:
         """Remove one file of a message; none is fine."""

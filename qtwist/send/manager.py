@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import attrs
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList, gatherResults, succeed
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -190,9 +190,8 @@ class QueueManager(Service):
             times = [*channel.unrecorded(), *((number, now) for number in channel.passes)]
             for start in range(0, len(times), RECORDED_AT_ONCE):
                 batch = times[start : start + RECORDED_AT_ONCE]
-                await gatherResults(
-                    [Deferred.fromCoroutine(self._postpone(number, channel.name, due)) for number, due in batch]
-                )
+                for number in await self.queue.postpone_all(channel.name, batch):
+                    self._postpone_refused(number, channel.name)
         self.log.exiting()
 
     def attend(self, work: Coroutine[Any, Any, T]) -> Deferred[T]:
@@ -369,8 +368,10 @@ class QueueManager(Service):
         try:
             await self.queue.postpone(number, channel, due)
         except OSError:
-            path = self._path(channel, number)
-            self.log.warning(f"unable to utime {path}; message will be retried too soon")
+            self._postpone_refused(number, channel)
+
+    def _postpone_refused(self, number: int, channel: str) -> None:
+        self.log.warning(f"unable to utime {self._path(channel, number)}; message will be retried too soon")
 
     async def _read(self, channel: Channel, one: Pass) -> None:
         """Read on, until some recipients are pending or the file ends."""

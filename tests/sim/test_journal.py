@@ -181,6 +181,7 @@ class InMemory(JournalCase):
         machine = self.machine()
         queue, number = self.being_settled(machine)
         marked = queue.mark(number, "remote", 0)
+        machine.reactor.advance(0)
         queue._writer._one_turn()
         self.assertEqual(bytes(entries_on(machine.disk)[number].channels["remote"])[:1], b"D")
         self.assertNoResult(marked)
@@ -201,6 +202,25 @@ class InMemory(JournalCase):
         machine.settle()
         self.successResultOf(marked)
         self.assertEqual(machine.disk.contents(machine.layout.path("remote", number))[:1], b"D")
+
+    def test_due_times_of_many(self) -> None:
+        """Those in the journal get a record, those in files a time."""
+        machine = self.machine()
+        machine._act(send(*SLOW))
+        machine.settle()
+        [settled] = machine._files("info")
+        machine._act(("hold", 1, True))
+        machine._act(send(*SLOW))
+        for _ in range(200):
+            machine.reactor.advance(0)
+            live = [one for one in machine.queue._live.values() if one.entry.channels is not None]
+            if live:
+                break
+            machine._step()
+        result = machine.queue.postpone_all("remote", [(settled, 5.0), (live[0].entry.number, 6.0), (1, 7.0)])
+        machine.settle()
+        self.assertEqual(self.successResultOf(result), [1])
+        self.assertEqual(machine.disk.mtime_of(machine.layout.path("remote", settled)), 5.0)
 
     def test_disk_that_stays_broken(self) -> None:
         """What cannot be settled is delivered from memory, and settling is tried once a minute, not all the time."""

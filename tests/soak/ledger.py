@@ -65,11 +65,10 @@ class Left:
 
 @attrs.frozen
 class Death:
-    """The end of a queue manager: when, what it left, and whether the log has all that it did."""
+    """The end of a queue manager: when, and what it left."""
 
     moment: float
     left: tuple[Left, ...]
-    whole_log: bool
 
 
 @attrs.define
@@ -84,8 +83,9 @@ class History:
     lags: list[tuple[float, Attempt]] = attrs.Factory(list)  # reports that no mark followed; how long before a death
     kills: list[float] = attrs.Factory(list)
     _bouncing: Counter[str] = attrs.Factory(Counter)  # deaths with a notice that was to be sent, or had just been
-    #: Deaths with a recipient who was not marked, of whom the log may not tell everything.
-    _unseen: Counter[tuple[str | None, str]] = attrs.Factory(Counter)
+    #: Deaths with a recipient who was not marked. An attempt may have been under way that the log does not tell: its
+    #: last lines die with the queue manager, and more of them with the supervisor.
+    _pending: Counter[tuple[str | None, str]] = attrs.Factory(Counter)
     _tags: dict[str, str] = attrs.Factory(dict)  # the tag of the message that has a number now
     _running: dict[str, Attempt] = attrs.Factory(dict)
     _life: int = 0  # the first attempt of the queue manager that lives
@@ -137,12 +137,9 @@ class History:
         for attempt in self.attempts[self._life :]:
             key = (attempt.number, attempt.recipient, attempt.tag)
             attempt.unmarked = attempt.outcome != "deferral" and key in pending
-            if attempt.unmarked:
-                pending.discard(key)
-                if attempt.end is not None:
-                    self.lags.append((death.moment - attempt.end, attempt))
-        if not death.whole_log:
-            self._unseen.update((tag, recipient) for _, recipient, tag in pending)
+            if attempt.unmarked and attempt.end is not None:
+                self.lags.append((death.moment - attempt.end, attempt))
+        self._pending.update((tag, recipient) for _, recipient, tag in pending)
         self._bouncing.update(one.tag for one in death.left if one.bounce and one.tag is not None)
         self._running.clear()
         self._life = len(self.attempts)
@@ -167,19 +164,20 @@ class History:
 
     def may_repeat(self, tag: str, *kinds: str) -> int:
         """How many attempts for a message, to recipients of these kinds, may have delivered without being believed."""
-        seen = sum(
+        deferred = sum(
             1
             for attempt in self.attempts
-            if (attempt.unmarked or (attempt.killed and attempt.outcome == "deferral"))
+            if attempt.killed
+            and attempt.outcome == "deferral"
             and attempt.tag == tag
             and any(kind in attempt.recipient for kind in kinds)
         )
-        unseen = sum(
+        pending = sum(
             count
-            for (owner, recipient), count in self._unseen.items()
+            for (owner, recipient), count in self._pending.items()
             if owner == tag and any(kind in recipient for kind in kinds)
         )
-        return seen + unseen
+        return deferred + pending
 
     def may_bounce_again(self, tag: str) -> int:
         """How often the notice about a message may have been queued once more."""

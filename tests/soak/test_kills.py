@@ -144,7 +144,7 @@ class Soak(DaemonCase):
             wait_until("the old daemon's port to be free", lambda: not accepts(self.port))
             wait_until("the queue manager to end", lambda: not any(map(is_alive, senders)))
             self.read_log(daemon)
-            self.history.died(Death(moment, look_at(self.queue), whole_log=victim == self.sender))
+            self.history.died(Death(moment, look_at(self.queue)))
             return self.launch()
         if victim == self.sender:
             # Nobody starts it again before we have looked at what it left.
@@ -152,7 +152,7 @@ class Soak(DaemonCase):
             try:
                 moment = self.kill(pid)
                 wait_until("the queue manager to end", lambda: not is_alive(pid))
-                self.history.died(Death(moment, look_at(self.queue), whole_log=True))
+                self.history.died(Death(moment, look_at(self.queue)))
             finally:
                 os.kill(daemon.process.pid, signal.SIGCONT)
         else:

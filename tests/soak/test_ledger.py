@@ -41,18 +41,18 @@ class HistoryTests(SynchronousTestCase):
     def test_marked(self) -> None:
         """Whoever is marked on the disk of the dead gets nothing more."""
         self.lines(BORN, START, SUCCESS)
-        self.history.died(Death(0.1, NOTHING, whole_log=True))
+        self.history.died(Death(0.1, NOTHING))
         self.assertEqual(self.may_repeat(), 0)
 
     def test_not_marked(self) -> None:
         self.lines(BORN, START, SUCCESS)
-        self.history.died(Death(0.1, UNMARKED, whole_log=True))
+        self.history.died(Death(0.1, UNMARKED))
         self.assertEqual(self.may_repeat(), 1)
         self.assertEqual(self.history.late(), [])
 
     def test_not_marked_for_long(self) -> None:
         self.lines(BORN, START, SUCCESS)
-        self.history.died(Death(9.5, UNMARKED, whole_log=True))
+        self.history.died(Death(9.5, UNMARKED))
         self.history.bury()
         self.assertEqual(self.history.late(), [f"9.5 s: {MAILDIR} (t000001), message 7"])
 
@@ -60,20 +60,20 @@ class HistoryTests(SynchronousTestCase):
         """Not marked is the recipient of another message that has the number now."""
         self.lines(BORN, START, SUCCESS)
         other = Left("7", "t000002", (MAILDIR.replace("1@", "2@"),), bounce=False)
-        self.history.died(Death(0.1, (other,), whole_log=True))
+        self.history.died(Death(0.1, (other,)))
         self.assertEqual(self.may_repeat(), 0)
 
     def test_under_way(self) -> None:
         """The log has no end of it; each death may cost one more."""
         for _ in range(2):
             self.lines(BORN, START)
-            self.history.died(Death(0.1, UNMARKED, whole_log=True))
+            self.history.died(Death(0.1, UNMARKED))
         self.assertEqual(self.may_repeat(), 2)
 
     def test_lines_after_the_death(self) -> None:
         """They were under way; the next life begins with its delivery 1."""
         self.lines(BORN, START)
-        self.history.died(Death(0.1, UNMARKED, whole_log=True))
+        self.history.died(Death(0.1, UNMARKED))
         self.lines(SUCCESS, at=0.2)
         self.assertEqual(self.history.attempts[0].outcome, "success")
         self.lines(START, SUCCESS, at=0.9)
@@ -82,7 +82,7 @@ class HistoryTests(SynchronousTestCase):
     def test_log_with_a_hole(self) -> None:
         """The supervisor was killed: the queue manager may have delivered what no line tells."""
         self.lines(BORN)
-        self.history.died(Death(0.1, UNMARKED, whole_log=False))
+        self.history.died(Death(0.1, UNMARKED))
         self.assertEqual(self.may_repeat(), 1)
 
     def test_deferred(self) -> None:
@@ -101,7 +101,7 @@ class HistoryTests(SynchronousTestCase):
         self.assertEqual(self.may_repeat(), 0)
 
     def test_notices(self) -> None:
-        self.history.died(Death(0.1, (Left("7", "t000001", (), bounce=True),), whole_log=True))
+        self.history.died(Death(0.1, (Left("7", "t000001", (), bounce=True),)))
         self.history.bury()
         self.assertEqual(self.history.may_bounce_again("t000001"), 1)
 
