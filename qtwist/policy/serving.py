@@ -164,7 +164,7 @@ def asks_network(control: Control) -> bool:
         return True
     if control.integer("helocheck") > 1 or control.list("dnsbllist"):
         return True
-    for service in ("smtp", "qmtp"):
+    for service in ("smtp", "qmtp", "submission"):
         rules = read_rules(control, service)
         if rules is not None and (rules.asks_name or rules.asks_ident):
             return True
