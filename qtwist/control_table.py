@@ -539,20 +539,20 @@ _TABLE = (
     ),
     *(
         row
-        for service in ("pop3", "qmqp", "qmtp", "smtp")
+        for service in ("pop3", "qmqp", "qmtp", "smtp", "submission")
         for row in (
             ControlFile(
                 f"tcp.{service}",
                 LIST,
-                (f"qmail-{service}d",),
+                _SMTPD if service == "submission" else (f"qmail-{service}d",),
                 "connection",
-                f"[rules](policies.md#tcprules) about clients of {service.upper()}",
+                f"[rules](policies.md#tcprules) about clients of {service}",
                 check=checks.rule,
             ),
             ControlFile(
                 f"tcp.{service}.cdb",
                 CDB_FILE,
-                (f"qmail-{service}d",),
+                _SMTPD if service == "submission" else (f"qmail-{service}d",),
                 "connection",
                 "the same as compiled by tcprules, which then counts",
             ),

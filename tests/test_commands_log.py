@@ -76,6 +76,14 @@ class Why(WithLogs):
                  "end of message"], what,
             )  # fmt: skip
 
+    def test_counted(self) -> None:
+        text = f"2026 [qtwist.smtpd#info] {A}: connection answered 421 too many rule=limits (x) ip=192.0.2.9\n".encode()
+        self.put([*EVENTS, text, text, text, event(f"{A}: message answered 451 no", id=A)])
+        code, output, _ = self.run_log("count")
+        counted = [line.split(None, 2) for line in output.splitlines()]
+        self.assertEqual(counted, [["3", "421", "limits"], ["1", "451", "(no rule)"], ["1", "553", "badrcptto"]])
+        self.assertEqual(code, 0)
+
     def test_nothing_and_no_file(self) -> None:
         self.assertEqual(self.run_log("why", "x")[0], 111)
         self.put(EVENTS)

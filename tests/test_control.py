@@ -88,6 +88,8 @@ TABLE = {
     "tcp.qmtp.cdb": ("cdb", None, False),
     "tcp.smtp": ("list", None, False),
     "tcp.smtp.cdb": ("cdb", None, False),
+    "tcp.submission": ("list", None, False),
+    "tcp.submission.cdb": ("cdb", None, False),
     "tcpremotehost": ("int", 0, False),
     "tcpremoteinfo": ("int", 0, False),
     "trace": ("list", None, False),

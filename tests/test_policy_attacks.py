@@ -70,6 +70,21 @@ class Attacks(PolicyCase):
                 self.assertEqual(self.qmtp(address), b"D", address)
         self.assertEqual(self.qmtp(b"a@mx.test"), b"K")
 
+    def test_the_same_policies_serve_qmtp(self) -> None:
+        """A 4xx is a Z, a 5xx a D; denied is without a word."""
+        for name, text, answer in (
+            ("badrcptto", "a@mx.test\n", b"D"),
+            ("badmailfrom", "@b.test\n", b"D"),
+            ("greylisting", "", b"Z"),
+            ("mfcheck", "1\n", b"D"),
+            ("tcp.qmtp", ':allow,RBLSMTPD="later"\n', b"Z"),
+            ("tcp.qmtp", "203.0.113.:deny\n", b""),
+            ("tcp.smtp", ":deny\n", b"K"),
+        ):
+            self.put(name, text)
+            self.assertEqual(self.qmtp(b"a@mx.test"), answer, (name, text))
+            self.remove(name)
+
     def test_nul_and_line_ends(self) -> None:
         """A NUL or a CR in an address is refused; what stands behind an LF is a command of its own, no address."""
         for address in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,8 @@ from qtwist.policy import Session
 from qtwist.policy.base import Drop, Reply
 from qtwist.policy.clients import remote_info, remote_name
 from qtwist.policy.limits import ClientLimits, Rate
-from qtwist.policy.tcprules import Gate, TCPRules
+from qtwist.policy.serving import asks_network
+from qtwist.policy.tcprules import Gate, TCPRules, read_rules
 from qtwist.policy.trace import LINE, MOST, Tracer
 from tests.policy_tools import SILENT, TROUBLE, Names, PolicyCase, codes, session
 
@@ -177,6 +179,36 @@ class RulesAtWork(PolicyCase):
         self.assertIn("tcp.smtp, line 2: found '192.0.3.:perhaps', expected ADDRESS:allow or ADDRESS:deny", told[0])
         self.put("tcp.smtp", ":allow\n")
         self.assertIsNone(rules.connect(session()))
+
+    def test_a_wrong_file_is_read_once(self) -> None:
+        """However many connect meanwhile; whether it is unreadable or makes no sense."""
+        rules = TCPRules(self.surroundings())
+        self.put("tcp.smtp", "192.0.2.:deny\n")
+        rules.connect(session())
+        self.put("tcp.smtp", "rubbish:\n")
+        with mock.patch("qtwist.policy.tcprules.read_rules", side_effect=read_rules) as reading:
+            for _ in range(5):
+                self.assertIsInstance(rules.connect(session()), Drop)
+            self.assertEqual(reading.call_count, 1)
+        os.remove(self.control.path("tcp.smtp"))
+        os.mkdir(self.control.path("tcp.smtp"))
+        self.assertIsInstance(rules.connect(session()), Drop)
+        os.rmdir(self.control.path("tcp.smtp"))
+        self.assertIsNone(rules.connect(session()))
+
+    def test_roles_and_the_network(self) -> None:
+        """doc/security.md: a server keeps the network only where something asks other hosts, or may come to."""
+        self.assertFalse(asks_network(self.control))
+        for name, text, asks in (
+            ("tcp.smtp", ":allow\n", False), ("tcp.smtp", "=.x:deny\n", True), ("tcp.smtp", "a@1.2.3.4:deny\n", True),
+            ("tcp.qmtp", "=:deny\n", True), ("tcp.smtp", "rubbish:\n", True), ("dnsbllist", "bl.test\n", True),
+            ("mfcheck", "1\n", True), ("mfcheck", "0\n", False), ("helocheck", "1\n", False),
+            ("helocheck", "2\n", True),
+            ("tcpremotehost", "3\n", True), ("tcpremoteinfo", "3\n", True), ("greylisting", "", False),
+        ):  # fmt: skip
+            self.put(name, text)
+            self.assertEqual(asks_network(self.control), asks, (name, text))
+            os.remove(self.control.path(name))
 
     def test_wrong_from_the_start(self) -> None:
         """§4.1: rules that cannot be read let nobody in. The daemon does not start with them either."""

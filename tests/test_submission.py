@@ -72,6 +72,15 @@ class Rules(SubmissionCase):
         self.assertEqual(client.codes(FAR, b"DATA"), [503, 503])
         self.assertEqual(client.codes(b"AUTH PLAIN " + TIM, b"MAIL FROM:<x@y.test>", FAR), [235, 250, 250])
 
+    def test_rules_about_clients(self) -> None:
+        """control/tcp.submission can deny; RELAYCLIENT in it is no login (spec/related.md §4.2)."""
+        self.put("tcp.smtp", ":deny\n")
+        self.put("tcp.submission", '198.51.100.:deny\n:allow,RELAYCLIENT=""\n')
+        client = self.greeted()
+        self.assertEqual(client.codes(b"MAIL FROM:<tim@mx.test>"), [530])
+        denied = Client(self.factory(), host="198.51.100.7")
+        self.assertEqual((denied.replies(), denied.transport.disconnecting), ([], True))
+
     def test_own_sender(self) -> None:
         """control/forceauthmailfrom: his own addresses, none of others; the empty one is for notices."""
         self.home.account(b"eve")

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from qtwist.commands.base import PERMANENT, TEMPORARY
@@ -17,7 +18,7 @@ from qtwist.files.replacing import locked, replace
 
 _EPILOG = """\
 LOG is the file of `twistd qtwist --events`, or the log of twistd; also a
-directory of multilog's, or - for standard input (why alone). By default it is
+directory of multilog's, or - for standard input (not for trace). By default it is
 log/events in the home. The home is --home, else $QTWISTHOME, else /var/qmail.
 Exit codes: 0 done, 100 wrong use or nothing found, 111 a file cannot be read.
 """
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return PERMANENT if end.code else 0
     try:
-        return why(options) if options.verb == "why" else trace(options)
+        return {"why": why, "count": count, "trace": trace}[options.verb](options)
     except (OSError, ControlError) as error:
         name = getattr(error, "filename", None)
         text = f"{name}: {error.strerror}" if isinstance(error, OSError) and name else str(error)
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
             "say what happened, and by which rule",
             "an IP address, a mail address, the number of a message or of a connection, or any text of the log",
         ),
+        ("count", "count the refusals by rule and code", ""),
         (
             "trace",
             "show what a client and the server say to each other, from its next connection on",
@@ -82,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=text, description=text, epilog=_EPILOG, formatter_class=shape)
         verb.add_argument("--home", metavar="HOME", help="the home of the mail system")
         verb.add_argument("--log", metavar="LOG", action="append", help="where to look")
-        verb.add_argument("what", metavar="WHAT", help=what)
+        if what:
+            verb.add_argument("what", metavar="WHAT", help=what)
         if name == "trace":
             verb.add_argument("--stop", action="store_true", help="end a trace that was left behind")
     return parser
@@ -140,6 +143,19 @@ def _told(records: Iterable[Record]) -> Iterable[str]:
 
 def _shown(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+# count
+
+
+def count(options: argparse.Namespace) -> int:
+    """Print how often each rule has refused, with which code."""
+    found = Counter(
+        (record.rule or "(no rule)", record.code) for record in map(Record.parse, _lines(_logs(options))) if record.code
+    )
+    for (rule, code), number in sorted(found.items(), key=lambda one: (-one[1], one[0])):
+        sys.stdout.write(f"{number:8} {code} {_shown(rule)}\n")
+    return 0
 
 
 # trace

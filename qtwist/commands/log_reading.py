@@ -18,6 +18,7 @@ MOST = 200_000
 
 _CONNECTION = re.compile(r"\b([0-9a-f]{16}): ")
 _NUMBER = re.compile(r"\bmessage (\d+)\b")
+_REFUSED = re.compile(r"(?:^|: )[A-Za-z]+ answered ([45]\d\d) ")
 _RULE = re.compile(r" rule=(\w+)")
 _TAI64N = re.compile(rb"@[0-9a-f]{24} ")
 
@@ -67,6 +68,12 @@ class Record:
     @property
     def rule(self) -> str:
         return str(self.fields.get("rule", ""))
+
+    @property
+    def code(self) -> str:
+        """The code of a refusal; empty for what is none."""
+        match = _REFUSED.search(self.text)
+        return match[1] if match else ""
 
     @property
     def dialogue(self) -> str:

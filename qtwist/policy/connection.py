@@ -240,11 +240,10 @@ class PolicyConnection(TwistedProtocol):
         for argument in self._asked:
             if isinstance(argument, Address):
                 about["sender" if step in ("MAIL", "sender") else "recipient"] = show(argument.raw)
-        why = "".join(f" {name}={value}" for name, value in about.items())
-        if rule:
-            why += f" rule={rule}"
-        if reason:
-            why += f" ({reason})"
+        # The rule comes before what the client has said, and that cannot look like a field of ours.
+        why = f" rule={rule}" if rule else ""
+        why += f" ({reason})" if reason else ""
+        why += "".join(f" {name}={value.replace(' ', '_')}" for name, value in about.items())
         self.log.info(
             "{id}: {step} answered {code} {text}{why}",
             id=session.id,

@@ -25,23 +25,22 @@ class Kept(Generic[T]):
         self._control = control
         self._names = names
         self._read = read
-        self._stamps: object = None
+        self._seen: object = None  # the stamps of what was read last, or the trouble there was in place of them
         self._value: tuple[T] | None = None
 
     def get(self) -> T:
         """The value; ControlError while there never was one."""
+        seen: object = None
         try:
-            stamps: object = [self._control.stamp(name) for name in self._names]
-            if stamps == self._stamps and self._value is not None:
-                return self._value[0]
-            value = self._read()
+            seen = [self._control.stamp(name) for name in self._names]
+            if self._value is None or seen != self._seen:
+                self._value = (self._read(),)
+                self._seen = seen
         except ControlError as error:
             if self._value is None:
                 raise
-            if self._stamps != str(error):
+            trouble = seen or str(error)
+            if self._seen != trouble:
                 _log.error("{error}; what was there before goes on counting", error=error)
-            self._stamps = str(error)
-            return self._value[0]
-        self._stamps = stamps
-        self._value = (value,)
-        return value
+            self._seen = trouble
+        return self._value[0]

@@ -159,13 +159,17 @@ def _trace(session: Session, direction: str, text: str) -> None:
 
 
 def asks_network(control: Control) -> bool:
-    """Whether the policies, as the files are now, have to ask other hosts: the DNS, or clients by IDENT."""
+    """Whether the policies, as the files are now, have to ask other hosts: the DNS, or clients by IDENT. Files that are
+    wrong may come to ask them once they are right."""
     if any(control.integer(name) for name in ("tcpremotehost", "tcpremoteinfo", "mfcheck")):
         return True
     if control.integer("helocheck") > 1 or control.list("dnsbllist"):
         return True
-    for service in ("smtp", "qmtp"):
-        rules = read_rules(control, service)
+    for service in ("smtp", "qmtp", "submission"):
+        try:
+            rules = read_rules(control, service)
+        except ControlError:
+            return True
         if rules is not None and (rules.asks_name or rules.asks_ident):
             return True
     return False

@@ -21,10 +21,12 @@ from qtwist.inject.submitted import Naming
 from qtwist.inject.tokens import SyntaxTrouble
 from qtwist.interfaces import IQueueEntrance
 from qtwist.policy.base import Policy
+from qtwist.policy.limits import ClientLimits
 from qtwist.policy.loader import load_policies
 from qtwist.policy.rcpthosts import RcptHosts
 from qtwist.policy.relay import LoginMayRelay
 from qtwist.policy.session import Session
+from qtwist.policy.tcprules import TCPRules
 from qtwist.policy.watched import Watched
 from qtwist.smtpd.factory import SMTPFactory
 from qtwist.smtpd.settings import FILES, Settings, read_settings
@@ -51,7 +53,8 @@ class SubmissionFactory(SMTPFactory):
     """Makes the connections of ports that are for users: they have to log in, whatever the other control files say.
 
     `addresses` tells whose an address is; `run` calls what may block in a thread. The lists and rules about strangers
-    are not asked: badmailfrom, relayclients, control/policies; those of control/submissionpolicies are.
+    are not asked: badmailfrom, relayclients, control/policies; those of control/submissionpolicies are, and
+    control/tcp.submission, which can deny, but let nobody in without a login.
     """
 
     service = "submission"
@@ -82,8 +85,10 @@ class SubmissionFactory(SMTPFactory):
     def chain(self, policies: Sequence[Policy]) -> list[Policy]:
         control = self.control
         return [
+            TCPRules(self.surroundings, self.service),
             LoginMayRelay(),
             LoginRequired(),
+            ClientLimits(self.surroundings),
             *policies,
             *load_policies(control, file="submissionpolicies"),
             OwnSender(control, self._addresses, self._run),
