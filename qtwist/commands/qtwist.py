@@ -16,6 +16,7 @@ VERBS = {
     "init": ("qtwist.commands.init", "make a home: control files, queue, aliases and a first mailbox"),
     "queue": ("qtwist.commands.steer", "look at the queue, hold, retry, fail and drop messages"),
     "log": ("qtwist.commands.log", "say why a client was refused, and what it says right now"),
+    "doctor": ("qtwist.commands.doctor", "look at names, DNS, certificates, relaying, and say what is missing"),
     "user": ("qtwist.commands.user", "give people an address and a password, and take them back"),
     "install": ("qtwist.commands.install", "as root: accounts, the home of a whole host, and what starts the daemon"),
     "unit": ("qtwist.commands.unit", "print the unit for systemd"),

@@ -6,13 +6,14 @@ level for the rest.
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 import attrs
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from OpenSSL import SSL, crypto
 
 from qtwist.control_reading import ControlError, read
@@ -38,6 +39,21 @@ class Identity:
     @property
     def certificate(self) -> x509.Certificate:
         return self.chain[0]
+
+    @property
+    def names(self) -> set[str]:
+        """The host names that the certificate is for, in lower case."""
+        try:
+            others = self.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except (x509.ExtensionNotFound, ValueError):
+            return set()
+        return {name.lower() for name in others.get_values_for_type(x509.DNSName)}
+
+    @property
+    def tlsa(self) -> str:
+        """What a TLSA record for the key says: ``3 1 1`` and its SHA-256 (RFC 6698 §2.1, RFC 7671 §5.1)."""
+        key = self.certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return f"3 1 1 {hashlib.sha256(key).hexdigest()}"
 
 
 @attrs.frozen
