@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.auth import store as store_module
+from qtwist.auth.scram import ScramKeys
 from qtwist.auth.store import CredentialStore, StoreError, changed_text, is_name, parse
 from qtwist.files import replacing
 from tests.auth_tools import MailHome, cheap
@@ -101,6 +102,44 @@ class StoreTests(SynchronousTestCase):
         self.assertTrue(self.store.delete(b"joe"))
         self.assertFalse(self.store.delete(b"joe"))
         self.assertEqual(self.home.read("users/credentials"), b"ann:" + OTHER + b"\n")
+
+    def test_summary(self) -> None:
+        """What is known without reading is told, and only as long as it is true."""
+        store = self.home.store
+        self.assertEqual(store.known_summary(), (False, False, False))
+        store.set(b"joe", b"{PLAIN}secret")
+        self.assertIsNone(store.known_summary())
+        self.assertEqual(store.summary(), (True, True, True))
+        self.assertEqual(store.known_summary(), (True, True, True))
+        keys = ScramKeys.make(b"secret", bytes(16), 4096)
+        store.set(b"ann", HASH, keys)
+        self.assertIsNone(store.known_summary())
+        self.assertEqual(store.summary(), (True, False, True))
+        os.unlink(store.path)
+        self.assertIsNone(store.known_summary())
+        self.assertEqual(store.summary(), (False, False, False))
+        self.assertEqual(store.known_summary(), (False, False, False))
+
+    def test_scram(self) -> None:
+        """Keys stand behind the hash; a hash that is replaced keeps them, another password has others."""
+        keys = ScramKeys.make(b"secret", bytes(16), 4096)
+        self.store.set(b"joe", HASH, keys)
+        self.store.set(b"ann", HASH)
+        text = self.home.read("users/credentials")
+        self.assertIn(b"\njoe:" + HASH + b" " + keys.to_bytes() + b"\nann:" + HASH + b"\n", text)
+        self.assertTrue(text.startswith(b"#scram-salt-key:"))
+        self.assertEqual((self.store.get(b"joe"), self.store.scram(b"joe")), (HASH, keys))
+        self.assertIsNone(self.store.scram(b"ann"))
+        self.assertIsNone(self.store.scram(b"nobody"))
+        self.assertTrue(self.store.upgrade(b"joe", HASH, OTHER))
+        self.assertEqual((self.store.get(b"joe"), self.store.scram(b"joe")), (OTHER, keys))
+        key = self.store.salt_key()
+        self.store.set(b"joe", HASH)
+        self.assertIsNone(self.store.scram(b"joe"))
+        self.store.set(b"ann", HASH, keys)
+        self.assertEqual(CredentialStore(self.store.path).salt_key(), key)
+        for wrong in (b" ", b" SCRAM-SHA-256$1:x", b" " + keys.to_bytes() + b" x"):
+            self.assertRaises(StoreError, parse, b"joe:" + HASH + wrong)
 
     def test_secret(self) -> None:
         """0600 from the first octet on; what the administrator made of it stays."""

@@ -17,6 +17,7 @@ from qtwist.auth.making import make_authenticator
 from qtwist.auth.realm import IAccount
 from qtwist.auth.scram import ITERATIONS, ScramKeys
 from qtwist.control import Control
+from qtwist.processes import logins
 from qtwist.processes.logins import LoginClient, LoginServer
 from qtwist.processes.packets import PacketConnection
 from tests.auth_tools import MailHome, cheap
@@ -53,6 +54,9 @@ class LoginTests(TestCase):
     async def test_mechanisms(self) -> None:
         self.assertEqual(await self.client.mechanisms(), (b"SCRAM-SHA-256", b"EXTERNAL", b"PLAIN", b"LOGIN"))
         self.home.write("control/authmechanisms", b"plain\nLOGIN\ncram-md5\n")
+        self.assertEqual((await self.client.mechanisms())[0], b"SCRAM-SHA-256")  # for some seconds
+        self.patch(logins, "MECHANISMS_LIFETIME", 0)
+        self.client._mechanisms = None
         self.assertEqual(await self.client.mechanisms(), (b"CRAM-MD5", b"PLAIN", b"LOGIN"))
         self.home.write("control/authmechanisms", b"DIGEST-MD5\n")
         with self.assertRaises(LoginUnavailable):

@@ -126,7 +126,7 @@ class Dialogues(Transcript):
     def test_gone_back_on(self) -> None:
         """After the signature, too, the client can cancel: nobody has logged in."""
         client = ScramClient(b"user", b"pencil")
-        engine = engine_with(b"SCRAM-SHA-256")
+        engine = engine_with(b"SCRAM-SHA-256", b"PLAIN")
         engine.receive(b"AUTH SCRAM-SHA-256 %b\r\n" % client.first())
         answered(engine)
         engine.receive(client.final(engine.data_to_send().split(b"\r\n")[1][4:]) + b"\r\n")
@@ -135,6 +135,8 @@ class Dialogues(Transcript):
         engine.receive(b"*\r\nAUTH SCRAM-SHA-256\r\n")
         self.assertEqual(answered(engine), [])
         self.assertEqual(engine.data_to_send(), b"501 cancelled (#5.7.0)\r\n334 \r\n")
+        engine.receive(b"*\r\nAUTH PLAIN AHRpbQBndWVzcw==\r\n")
+        self.assertEqual(engine.next_event(), Claimed(Secret(b"", b"tim", b"guess"), "PLAIN"))
 
     def test_odd_ones(self) -> None:
         """RFC 4954 §4, §6: cancelled, empty, malformed, unknown, too many words, out of place."""

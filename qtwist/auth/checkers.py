@@ -140,8 +140,13 @@ class StoreChecker:
             raise LoginUnavailable(words(error)) from error
 
     async def _mechanisms(self) -> tuple[bytes, ...]:
+        store = self._passwords.store
         try:
-            somebody, all_plain, all_scram = await self._threads.quick(self._passwords.store.summary)
+            # Asked at every EHLO: it should not cost a thread as long as nothing has changed.
+            summary = store.known_summary()
+            if summary is None:
+                summary = await self._threads.quick(store.summary)
+            somebody, all_plain, all_scram = summary
         except TROUBLE as error:
             raise LoginUnavailable(words(error)) from error
         if not somebody:

@@ -111,6 +111,10 @@ class _Contents:
     all_plain: bool = False
     all_scram: bool = False
 
+    @property
+    def summary(self) -> tuple[bool, bool, bool]:
+        return bool(self.records), self.all_plain, self.all_scram
+
     @classmethod
     def read(cls, text: bytes, path: str) -> _Contents:
         records = parse(text, path)
@@ -145,6 +149,10 @@ def changed_text(text: bytes, name: bytes, record: bytes | None) -> bytes:
     return b"".join(line + b"\n" for line in kept)
 
 
+def _stamp(status: os.stat_result) -> _Stamp:
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 class CredentialStore:
     """The store at `path`; read again when the file is another one. No file is an empty store."""
 
@@ -176,8 +184,21 @@ class CredentialStore:
 
     def summary(self) -> tuple[bool, bool, bool]:
         """Whether there is anybody; whether all secrets are readable; whether SCRAM works for all. StoreError."""
-        contents = self._current()
-        return bool(contents.records), contents.all_plain, contents.all_scram
+        return self._current().summary
+
+    def known_summary(self) -> tuple[bool, bool, bool] | None:
+        """The summary where the file need not be read for it, else None: it does not block."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            status = os.stat(self.path)
+            return self._contents.summary if _stamp(status) == self._stamp else None
+        except FileNotFoundError:
+            return self._contents.summary if self._stamp is None else None
+        except OSError:
+            return None
+        finally:
+            self._lock.release()
 
     def set(self, name: bytes, text_hash: bytes, keys: ScramKeys | None = None) -> None:
         """Add or replace `name`, durably. StoreError, OSError; ValueError for what is no name or no hash."""
@@ -221,8 +242,7 @@ class CredentialStore:
                 return self._contents
             except OSError as error:
                 raise StoreError(self.path, None, error.strerror or str(error)) from error
-            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if stamp != self._stamp:
+            if _stamp(status) != self._stamp:
                 # What is wrong lets nobody in, each time anew: the change may have removed somebody.
                 text, stamp = self._read()
                 self._contents = _Contents.read(text, self.path)
@@ -241,7 +261,7 @@ class CredentialStore:
             raise StoreError(self.path, None, error.strerror or str(error)) from error
         if len(text) > _SIZE_LIMIT:
             raise StoreError(self.path, None, f"expected no more than {_SIZE_LIMIT} octets")
-        return text, (status.st_mtime_ns, status.st_size, status.st_ino)
+        return text, _stamp(status)
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[tuple[bytes, Callable[[bytes], None]]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from twisted.cred.credentials import UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from zope.interface import Interface
@@ -37,6 +37,9 @@ _MECHANISMS, _SALT = "mechanisms", "salt"
 _MAILBOX, _ACCOUNT = "mailbox", "account"
 _OK, _NO, _UNAVAILABLE = "ok", "no", "unavailable"
 
+#: Seconds for which a server offers the mechanisms that it was told: it asks at every EHLO.
+MECHANISMS_LIFETIME = 5.0
+
 _log = Logger(namespace="qtwist.logins")
 
 
@@ -49,9 +52,11 @@ class LoginClient:
         self._connection: PacketConnection | None = None
         self._numbers = count(1)
         self._waiting: dict[int, Deferred[Any]] = {}
+        self._mechanisms: tuple[tuple[bytes, ...], float] | None = None  # and until when they count
 
     def connect(self, sock: socket.socket) -> None:
         """From now on, whoever is at the other end of `sock` is asked."""
+        self._mechanisms = None
         if self._connection is not None:
             self._connection.close()
             self._lost()
@@ -80,8 +85,17 @@ class LoginClient:
         return self._ask(kind, wanted, service, remote_ip, *map(_text, values)).addCallback(done)
 
     def mechanisms(self) -> Deferred[tuple[bytes, ...]]:
-        """As :meth:`Authenticator.mechanisms`."""
-        return self._ask(_MECHANISMS).addCallback(lambda answer: tuple(map(_octets, answer[0])))
+        """As :meth:`Authenticator.mechanisms`; the answer of a few seconds ago will do."""
+        now = self._reactor.seconds()
+        if self._mechanisms is not None and now < self._mechanisms[1]:
+            return succeed(self._mechanisms[0])
+
+        def done(answer: tuple[list[str], list[int]]) -> tuple[bytes, ...]:
+            found = tuple(map(_octets, answer[0]))
+            self._mechanisms = found, now + MECHANISMS_LIFETIME
+            return found
+
+        return self._ask(_MECHANISMS).addCallback(done)
 
     def salt(self, username: bytes) -> Deferred[tuple[bytes, int]]:
         """As :meth:`Authenticator.salt`."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 
-from tests.e2e.harness import ME, PATIENCE, DaemonCase, program
+from tests.e2e.harness import ME, PATIENCE, DaemonCase, free_port, program, wait_until
 
 SECRET = "open sesame"
 FAR = "somebody@far.test"
@@ -88,6 +89,27 @@ class ReadablePassword(AuthCase):
 
 class Keys(AuthCase):
     flag = "--scram"
+
+    def test_mpop(self) -> None:
+        """The same in POP3 (RFC 5034)."""
+        port = free_port()
+        with open(os.path.join(self.home, "control", "listen"), "a") as listen:
+            listen.write(f"pop3 tcp:{port}:interface=127.0.0.1\n")
+        daemon = self.start()
+        self.send([f"tim@{ME}"])
+        daemon.log.wait(r"end msg \d+$")
+        second = int(time.time())
+        wait_until("the next second", lambda: int(time.time()) > second)
+        settings = self.file(
+            "mpoprc",
+            f"account default\nhost 127.0.0.1\nport {port}\nuser tim\npassword {SECRET}\nauth scram-sha-256\ntls off\n"
+            f"delivery mbox {self.directory}/inbox\nuidls_file {self.directory}/uidls\nkeep on\n",
+        )
+        done = self.run_program(program("mpop", "mpop"), "-C", settings)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        daemon.log.wait("login of 'tim' from 127.0.0.1 by AUTH SCRAM-SHA-256, 1 messages")
+        with open(os.path.join(self.directory, "inbox")) as inbox:
+            self.assertIn("\nhello\n", inbox.read())
 
     def test_msmtp(self) -> None:
         """GNU SASL's SCRAM-SHA-256, which checks our signature, too."""
