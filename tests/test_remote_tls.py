@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.mail.envelope import Report
-from qtwist.remote import carrier, client
+from qtwist.remote import carrier, client, tlsrpt
 from qtwist.remote.carrier import TLS_BACK_OFF
+from qtwist.remote.tlsrpt import STS, TLSFigures
 from qtwist.remote.tlsseen import LIFETIME, RECORDS, SIZE, WAYS, SeenTLS
 from qtwist.tls.certificates import Creator
 from qtwist.tls.contexts import SERVER_CIPHERS, read_authorities, read_identity, server_context
@@ -447,3 +448,52 @@ class Memory(SynchronousTestCase):
         self.assertGreater(len(known), RECORDS * 3 // 4)
         self.assertEqual(known[-1], 3 * RECORDS - 3)
         self.assertEqual(RECORDS % WAYS, 0)
+
+
+class Figures(TLSCase):
+    """RFC 8460 §4: sessions by domain, policy and result."""
+
+    async def test_sessions(self) -> None:
+        self.write("control/tlsmemory", b"0\n")
+        for change in ({}, {"EHLO": PLAIN}, {"STAR": b"454 no"}):
+            server = self.server(**change)
+            self.assertEqual((await self.deliver()).letter, b"K")
+            self.clock.advance(6)
+            await server.empty()
+            self.port = 0
+        self.demand(self.authority.pem)
+        self.server(self.authority.certify("mx.test"))
+        self.assertEqual((await self.deliver()).letter, b"Z")
+        self.logged.lines.clear()
+        self.spawner._figures.tell()
+        self.assertEqual(
+            self.logged.lines,
+            [
+                "TLS figures of 2023-11-14 for relay.test (no-policy-found): 1 sessions good, 3 failed,"
+                " certificate-host-mismatch 1, starttls-not-supported 2"
+            ],
+        )
+
+    def test_days(self) -> None:
+        """A day is told when the next one has begun; too many domains are one."""
+        now = [1_700_000_000.0]
+        figures = TLSFigures(lambda: now[0])
+        self.patch(tlsrpt, "MOST_DOMAINS", 2)
+        for domain in (b"b.test", b"A.test", b"c.test", b"d.test"):
+            figures.count(domain, STS, "the certificate has expired")
+        self.assertEqual(self.logged.lines, [])
+        now[0] += DAY
+        figures.count(b"a.test", STS, None)
+        self.assertEqual(
+            self.logged.lines,
+            [
+                f"TLS figures of 2023-11-14 for {name} (sts): 0 sessions good, {number} failed,"
+                f" certificate-expired {number}"
+                for name, number in (("*", 2), ("a.test", 1), ("b.test", 1))
+            ],
+        )
+        for why, result in (
+            ("the certificate comes from an unknown authority", "certificate-not-trusted"),
+            ("wrong version number", "validation-failure"),
+        ):
+            self.assertEqual(tlsrpt.result_type(why), result)

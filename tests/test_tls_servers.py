@@ -214,7 +214,7 @@ class SMTPTests(TestCase):
             def connect(self, session: Any) -> None:
                 seen.append(session.tls.server_name)
 
-        self.factory.hooks["connect"] = (Asked().connect,)
+        self.factory = SMTPFactory(self.control, self.queue, [Asked()], clock=self.clock, now=lambda: NOW)  # type: ignore[arg-type]
         port = self.listen(ImplicitTLSFactory(self.factory))
         client = await self.client(port)
         self.assertEqual(seen, [])

@@ -28,6 +28,7 @@ from qtwist.remote.pool import Key, Pool
 from qtwist.remote.qmtp import Package, QMTPConnection, is_qmtp_preference
 from qtwist.remote.routes import QMTP_PORT, SMTPS_PORT
 from qtwist.remote.tcpto import TimeoutTable
+from qtwist.remote.tlsrpt import NO_POLICY, STS, TLSFigures
 from qtwist.remote.tlsseen import SeenTLS
 from qtwist.tls.clients import NO_TLS, ClientTLS, Demand
 from qtwist.wire.sasl_client import Login
@@ -51,6 +52,7 @@ MAX_REMEMBERED = 10_000
 VERIFIED = 2
 
 AUTH_TLS = "control/authsenderstls"
+BY_STS = "the MTA-STS policy of "
 SEEN = "the good certificate that the domain had before (control/tlsmemory)"
 
 
@@ -69,10 +71,12 @@ class Terms:
 
 @attrs.frozen
 class OutgoingTLS:
-    """What is known of TLS with other hosts: what control files demand, and which domains were good before."""
+    """What is known of TLS with other hosts: what control files demand, which domains were good before, and how often
+    it went well."""
 
     files: ClientTLS
     seen: SeenTLS
+    figures: TLSFigures
 
 
 class Carrier:
@@ -186,6 +190,7 @@ class Carrier:
                 why=trouble.event.why,
                 seconds=TLS_BACK_OFF,
             )
+            self._count(key, domain, trouble.event.why)
             if len(self._without_tls) >= MAX_REMEMBERED:
                 self._without_tls.clear()
             self._without_tls[key.address, key.port] = self._clock.seconds() + TLS_BACK_OFF
@@ -206,6 +211,10 @@ class Carrier:
         if self._tls is None:
             return
         seen = self._tls.seen
+        if trouble is None:
+            self._count(key, domain, "STARTTLS is not offered" if connection.secured is None else None)
+        elif isinstance(trouble.event, TLSFailed):
+            self._count(key, domain, trouble.event.why)
         if trouble is None and connection.secured is not None and connection.secured.problem is None:
             if key.demand.authorities is None:  # else it is good because a control file says so
                 seen.good(domain)
@@ -216,6 +225,11 @@ class Carrier:
                 self._log.warn("{domain} has no good certificate any more ({why}): no longer demanded", **about)
             else:
                 self._log.warn("mail for {domain} is kept back: it had a good certificate before, now {why}", **about)
+
+    def _count(self, key: Key, domain: bytes, why: str | None) -> None:
+        """For the figures, a session with the host of `key`, encrypted or not, and why not."""
+        if self._tls is not None and key.demand.wanted:
+            self._tls.figures.count(domain, STS if key.demand.because.startswith(BY_STS) else NO_POLICY, why)
 
     async def _by_qmtp(
         self, address: str, port: int, package: Package, message: Message, terms: Terms

@@ -20,7 +20,7 @@ from qtwist.interfaces import Delivery, IResolver, ISpawner
 from qtwist.mail.address import quote2
 from qtwist.mail.envelope import Report
 from qtwist.remote import reports
-from qtwist.remote.carrier import Carrier, OutgoingTLS, Terms
+from qtwist.remote.carrier import BY_STS, Carrier, OutgoingTLS, Terms
 from qtwist.remote.client import Message
 from qtwist.remote.hosts import Shuffle
 from qtwist.remote.https import HTTPSFetcher
@@ -31,6 +31,7 @@ from qtwist.remote.qmtp import Package
 from qtwist.remote.routes import RouteError, find_route
 from qtwist.remote.sts import STSPolicies
 from qtwist.remote.tcpto import TimeoutTable
+from qtwist.remote.tlsrpt import TLSFigures
 from qtwist.remote.tlsseen import SeenTLS
 from qtwist.tls.clients import ClientTLS
 from qtwist.wire.mta_sts import MOST_OCTETS
@@ -104,7 +105,9 @@ class RemoteSpawner:
         self._own = OwnAddresses() if own is None else own
         self._shuffle = shuffle
         self._pool = Pool(timer)
-        tls = OutgoingTLS(ClientTLS(control), SeenTLS(os.path.join(queue_path, "lock", "tlsseen"), now))
+        self._figures = TLSFigures(now)
+        seen = SeenTLS(os.path.join(queue_path, "lock", "tlsseen"), now)
+        tls = OutgoingTLS(ClientTLS(control), seen, self._figures)
         self._carrier = Carrier(reactor, timer, table, self._pool, tls)
         fetcher = HTTPSFetcher(reactor, timer, resolver, most=MOST_OCTETS, seconds=FETCH_SECONDS)
         self._policies = STSPolicies(resolver, fetcher.get, os.path.join(queue_path, "mtasts"), now)
@@ -132,6 +135,7 @@ class RemoteSpawner:
             self._waiting.append(ended)
             await ended
         await self._pool.close()
+        self._figures.tell()
 
     async def _run(self, delivery: Delivery) -> Report:
         self._running += 1
@@ -178,7 +182,7 @@ class RemoteSpawner:
                 hosts = tuple(one for one in hosts if policy.matches(one.name))
                 if not hosts:
                     return reports.no_matching_exchanger(host)
-                demanded_by = f"the MTA-STS policy of {reports.visible(host).decode()}"
+                demanded_by = BY_STS + reports.visible(host).decode()
         transaction = Transaction(
             _as_path(delivery.sender), (_as_path(delivery.recipient),), message.size, message.eight_bit
         )
@@ -217,7 +221,7 @@ class RemoteSpawner:
             )
             self._control.ensure_secret("smtproutes", "authsenders")
             routes, qmtp_routes = self._control.map("smtproutes"), self._control.map("qmtproutes")
-            senders = self._control.map("authsenders") or {}
+            senders: Mapping[bytes, bytes] = self._control.map("authsenders") or {}
             sts = self._control.integer("mtasts") > 0
             self._settings = Settings(terms, routes or {}, qmtp_routes or {}, sts, senders)
             self._stamps = stamps
