@@ -341,7 +341,10 @@ class Connection(Protocol):
 
     def _flush(self) -> None:
         output = self._engine.take_output()
-        if output:
+        if output and self._producing:
+            # The transport asks for the next block when it has sent what it holds: so it has to hold something.
+            self.transport.write(output)
+        elif output:
             write(self.transport, output)
 
     def _stop_producing(self) -> None:

@@ -221,9 +221,9 @@ class RemoteSpawner:
             )
             self._control.ensure_secret("smtproutes", "authsenders")
             routes, qmtp_routes = self._control.map("smtproutes"), self._control.map("qmtproutes")
-            senders: Mapping[bytes, bytes] = self._control.map("authsenders") or {}
+            senders = self._control.map("authsenders")
             sts = self._control.integer("mtasts") > 0
-            self._settings = Settings(terms, routes or {}, qmtp_routes or {}, sts, senders)
+            self._settings = Settings(terms, routes or {}, qmtp_routes or {}, sts, senders or {})
             self._stamps = stamps
         return self._settings
 
