@@ -1,9 +1,9 @@
 """How many connections each client has in all processes that serve the same port.
 
 A file that the processes have mapped: a row of counters for each process, which it alone writes, and all others read.
-So nobody waits for anybody. Keys share counters now and then, by a hash with a secret; a count of the others may thus be a
-little too high, never too low. A process holds a lock on its row; what one has left that was killed is cleared by the
-next one that begins.
+So nobody waits for anybody. Keys share counters now and then, by a hash with a secret; a count of the others may be a
+little too high for that, never too low. A process holds a lock on its row; what one has left that was killed is cleared
+by the next one that begins.
 """
 
 from __future__ import annotations
