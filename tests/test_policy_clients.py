@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from typing import Any
 from unittest import mock
 
@@ -24,6 +26,7 @@ from qtwist.policy.base import Drop, Reply
 from qtwist.policy.clients import remote_info, remote_name
 from qtwist.policy.limits import ClientLimits, Rate
 from qtwist.policy.serving import asks_network
+from qtwist.policy.shared_counts import SharedCounts
 from qtwist.policy.tcprules import Gate, TCPRules, read_rules
 from qtwist.policy.trace import LINE, MOST, Tracer
 from tests.policy_tools import SILENT, TROUBLE, Names, PolicyCase, codes, session
@@ -369,11 +372,60 @@ class Limits(PolicyCase):
         self.clock.advance(120)
         self.assertEqual(come(), [220])
 
-    def test_a_share_for_each_process(self) -> None:
+    def test_a_share_of_rates_for_each_process(self) -> None:
+        self.put("connrateip", "5\n")
+        factory = self.factory()
+        factory.share = 2
+        self.assertEqual(sum(codes(self.connect("192.0.2.1", factory).replies()) == [220] for _ in range(9)), 3)
+
+    def test_processes_count_together(self) -> None:
+        """What another process has counts here, as long as it lives; killed, it leaves nothing."""
+        self.put("maxconnip", "5\n")
+        factory = self.factory()
+        factory.share = 2
+        first = self.connect("192.0.2.1", factory)
+        code = (
+            "import sys; from qtwist.policy.shared_counts import SharedCounts\n"
+            "counts = SharedCounts(sys.argv[1])\n"
+            "for _ in range(3): counts.add('192.0.2.1')\n"
+            "print(counts.others('192.0.2.1'), counts.others('192.0.2.2'), flush=True); sys.stdin.read()\n"
+        )
+        path = os.path.join(self.home, "greylist", "connections.smtp")
+        other = subprocess.Popen(
+            [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.addCleanup(other.communicate)
+        self.addCleanup(other.kill)
+        assert other.stdout is not None
+        self.assertEqual(other.stdout.readline(), "1 0\n")
+        self.assertEqual([codes(self.connect("192.0.2.1", factory).replies()) for _ in range(2)], [[220], [421]])
+        self.assertEqual(codes(self.connect("192.0.2.2", factory).replies()), [220])
+        first.hang_up()
+        self.assertEqual([codes(self.connect("192.0.2.1", factory).replies()) for _ in range(2)], [[220], [421]])
+        other.kill()
+        other.wait()
+        after = subprocess.run(
+            [sys.executable, "-c", code, path], input="", capture_output=True, text=True, check=True, timeout=60
+        )
+        self.assertEqual(after.stdout, "2 1\n")
+
+    def test_alone_where_there_are_no_counters(self) -> None:
+        with open(os.path.join(self.home, "greylist"), "w", encoding="ascii"):
+            pass
         self.put("maxconnip", "5\n")
         factory = self.factory()
         factory.share = 2
         self.assertEqual(sum(codes(self.connect("192.0.2.1", factory).replies()) == [220] for _ in range(9)), 3)
+
+    def test_counters(self) -> None:
+        path = os.path.join(self.home, "counts")
+        counts = SharedCounts(path)
+        self.addCleanup(counts.close)
+        counts.remove("x")
+        for _ in range(70000):
+            counts.add("x")
+        self.assertEqual((counts.others("x"), counts._counts[counts._base + counts._bucket("x")]), (0, 65535))
+        self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
 
     def test_a_thousand_clients_from_one_network(self) -> None:
         """They get what one network gets, others are served, and nothing is left when they are gone."""

@@ -1,19 +1,23 @@
 """How many connections one client, and one network, may have at once and begin in a minute.
 
 The variables are those of the limits patch for tcpserver: MAXCONNIP and MAXCONNC in a rule of control/tcp.smtp override
-control/maxconnip and control/maxconnc for a client. Each of several processes that serve a port allows its share.
+control/maxconnip and control/maxconnc for a client. Several processes that serve a port count together, in
+HOME/greylist; of connections that begin, each allows its share.
 """
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 
 import attrs
+from twisted.logger import Logger
 
 from qtwist.mail.networks import network_of
 from qtwist.policy.base import Opinion, Policy, refuse
 from qtwist.policy.connection import leading_number
 from qtwist.policy.session import Session
+from qtwist.policy.shared_counts import SharedCounts
 from qtwist.policy.surroundings import Surroundings
 from qtwist.policy.watched import Watched
 
@@ -23,6 +27,8 @@ FILES = ("maxconnip", "maxconnc", "connrateip", "connratec")
 WINDOW = 60.0
 #: Of how many clients and networks it is remembered when they came; the ones not seen for longest are forgotten.
 MOST_REMEMBERED = 20_000
+
+_log = Logger(namespace="qtwist.policy")
 
 _LOOPBACK = ("127.", "::1")
 
@@ -68,8 +74,11 @@ class ClientLimits(Policy):
 
     name = "limits"
 
-    def __init__(self, surroundings: Surroundings) -> None:
+    def __init__(self, surroundings: Surroundings, service: str = "smtp") -> None:
         control = surroundings.control
+        self._service = service
+        self._shared: SharedCounts | None = None
+        self._alone = False  # the counters of all processes cannot be had
         self._surroundings = surroundings
         self._limits = Watched(
             control,
@@ -93,8 +102,9 @@ class ClientLimits(Policy):
         for kind, key in keys.items():
             variable = known.get(b"MAXCONN" + kind.upper().encode())
             most = leading_number(variable) if variable is not None else 0 if exempt else limits.at_once[kind]
-            there = self._here.get(key, 0)
-            if most and there >= self._share(most):
+            shared = self._counts() if most else None
+            there = self._here.get(key, 0) + (0 if shared is None else shared.others(key))
+            if most and there >= (self._share(most) if shared is None else most):
                 file = "MAXCONN" + kind.upper() if variable is not None else f"control/maxconn{kind}"
                 refusal = refusal or _refusal(known, f"{key} has {there} connections here ({file} is {most})")
             often = 0 if exempt else limits.in_window[kind]
@@ -103,16 +113,36 @@ class ClientLimits(Policy):
         if refusal is None:
             for key in keys.values():
                 self._here[key] = self._here.get(key, 0) + 1
+                if self._shared is not None:
+                    self._shared.add(key)
             session.notes[self] = tuple(keys.values())
         return refusal
 
     def end(self, session: Session) -> None:
         for key in session.notes.pop(self, ()):  # type: ignore[attr-defined]
             left = self._here[key] - 1
+            if self._shared is not None:
+                self._shared.remove(key)
             if left:
                 self._here[key] = left
             else:
                 del self._here[key]
+
+    def _counts(self) -> SharedCounts | None:
+        """The counters of all processes; None for one alone, and where they cannot be had."""
+        if self._shared is None and not self._alone and self._surroundings.share() > 1:
+            folder = os.path.join(self._surroundings.home, "greylist")
+            try:
+                os.makedirs(folder, 0o700, exist_ok=True)
+                self._shared = shared = SharedCounts(os.path.join(folder, f"connections.{self._service}"))
+            except OSError as error:
+                self._alone = True
+                _log.error("each process counts its own connections: {folder}: {error}", folder=folder, error=error)
+                return None
+            for key, number in self._here.items():
+                for _ in range(number):
+                    shared.add(key)
+        return self._shared
 
     def _share(self, limit: int) -> int:
         """What this process allows of it: rounded up, so that every limit lets somebody in."""

@@ -101,7 +101,7 @@ class PolicyFactory(DrainingFactory[C]):
             RelayClients(control),
             TLSClients(control),
             LoginMayRelay(),
-            ClientLimits(self.surroundings),
+            ClientLimits(self.surroundings, self.service),
             *policies,
             *listed,
             *(policy for policy in standard.values() if policy not in listed),

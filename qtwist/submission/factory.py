@@ -88,7 +88,7 @@ class SubmissionFactory(SMTPFactory):
             TCPRules(self.surroundings, self.service),
             LoginMayRelay(),
             LoginRequired(),
-            ClientLimits(self.surroundings),
+            ClientLimits(self.surroundings, self.service),
             *policies,
             *load_policies(control, file="submissionpolicies"),
             OwnSender(control, self._addresses, self._run),
