@@ -217,7 +217,7 @@ class RemoteSpawner:
             )
             self._control.ensure_secret("smtproutes", "authsenders")
             routes, qmtp_routes = self._control.map("smtproutes"), self._control.map("qmtproutes")
-            senders = self._control.map("authsenders") or {}
+            senders: Mapping[bytes, bytes] = self._control.map("authsenders") or {}
             sts = self._control.integer("mtasts") > 0
             self._settings = Settings(terms, routes or {}, qmtp_routes or {}, sts, senders)
             self._stamps = stamps
