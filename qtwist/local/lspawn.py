@@ -30,31 +30,27 @@ import selectors
 import signal
 import socket
 import stat
-import time
 import traceback
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from qtwist.files.assign import Assignment
 from qtwist.local import delivering
 from qtwist.local.becoming import become, forget_signals, keep_only, no_new_privileges
+from qtwist.local.children import Children, Key
 from qtwist.local.errors import AS_ROOT, BAD_RECORD, PERMANENT, SYSTEM_TROUBLE, DeliveryError
-from qtwist.local.packets import receive
+from qtwist.local.packets import receive_or_end
 from qtwist.local.users import Users
 from qtwist.wire import spawning
 
-#: The most deliveries at once, and the most processes that wait for another message to the same user.
+#: The most deliveries at once.
 LIMIT = 120
-MOST_IDLE = 60
-#: The most deliveries to one user in one process, which share flushes.
-MOST_TOGETHER = 20
 #: The most questions after mailboxes that are looked into at once.
 MOST_QUESTIONS = 60
 #: The most mailboxes that are read at once.
 MOST_MAILBOXES = 1000
-#: Seconds that a process waits for another message to the same user.
-IDLE = 10.0
 #: Descriptors that a role gets at most: its output, its errors, its supervisor, and its ports.
 MOST_DESCRIPTORS = 64
 #: Exit code of a role that could not even be started.
@@ -62,7 +58,6 @@ CANNOT_START = 126
 #: What a look-up that did not come to its end is answered with (§11.3).
 LOOKUP_FAILED = 121
 
-Key = tuple[bytes, int, int, bytes]
 #: What follows when an owner is found; and when not, with an exit code and a text.
 Found = Callable[[Assignment], None]
 Failed = Callable[[int, bytes], None]
@@ -109,18 +104,6 @@ class Question:
         self.socket = sock
 
 
-class Child:
-    """A process that delivers for one user; `requests` are what it does now."""
-
-    __slots__ = ("key", "requests", "since", "socket")
-
-    def __init__(self, key: Key, sock: socket.socket) -> None:
-        self.key = key
-        self.socket = sock
-        self.requests: dict[int, Request | Question] = {}
-        self.since = 0.0
-
-
 class Spawner:
     """The whole of it: one loop over packet sockets."""
 
@@ -131,10 +114,7 @@ class Spawner:
         self.selector = selectors.DefaultSelector()
         self.users = Users(os.fsencode(config.home) + b"/users/cdb", alias=lambda: None)
         self.running = 0
-        self.idle: OrderedDict[Child, None] = OrderedDict()  # the one that waits longest stands first
-        self.children: set[Child] = set()
-        self.busy: dict[Key, Child] = {}  # a process of that user with something to do, but not too much
-        self.jobs = 0  # the number of the last one
+        self.children = Children(self._start_child, self._watch, self._forget)
         self.lookup: socket.socket | None = None
         self.parked: deque[tuple[Found, Failed]] = (
             deque()
@@ -156,12 +136,12 @@ class Spawner:
         self.selector.register(wake, selectors.EVENT_READ, lambda: self._reap(wake))
         self._watch(self.supervisor, self._on_supervisor)
         while not self.ending or self.running or self.parked or self.questions:
-            for key, _ in self.selector.select(self._patience()):
+            for key, _ in self.selector.select(self.children.patience()):
                 try:
                     key.data()
                 except Exception:  # one bad packet must not end what nobody can start again
                     traceback.print_exc()
-            self._end_idle()
+            self.children.end_idle(everything=self.ending)
 
     # -- packets --------------------------------------------------------------------------------------------------
 
@@ -174,7 +154,7 @@ class Spawner:
         sock.close()
 
     def _on_supervisor(self) -> None:
-        packet, fds = _receive(self.supervisor, MOST_DESCRIPTORS)
+        packet, fds = receive_or_end(self.supervisor, spawning.LONGEST, MOST_DESCRIPTORS)
         try:
             if packet == b"sender" and len(fds) == 1 and not self.ending:
                 self._new_sender(socket.socket(fileno=os.dup(fds[0])))
@@ -217,7 +197,7 @@ class Spawner:
         assert self.sender is not None
         for _ in range(LIMIT):
             try:
-                packet, fds = _receive(self.sender, 1)
+                packet, fds = receive_or_end(self.sender, spawning.LONGEST, 1)
             except BlockingIOError:
                 return
             if not packet:
@@ -268,53 +248,11 @@ class Spawner:
             self._finish(request, AS_ROOT, b"")
             return
         about = (owner.user, owner.home, request.local, owner.dash, owner.ext, request.domain, request.sender)
-        if not self._hand_over(owner, about, [request.fd], request):
+        if not self.children.hand_over(owner, about, [request.fd], partial(self._finish, request)):
             self._finish(request, SYSTEM_TROUBLE, b"")
 
-    def _hand_over(
-        self, owner: Assignment, about: tuple[bytes, ...], fds: list[int], request: Request | Question
-    ) -> bool:
-        """Give a process of this owner's something to do; False when that cannot be."""
-        key = owner.user, owner.uid, owner.gid, owner.home
-        self.jobs += 1
-        number = self.jobs & 0x7FFFFFFF
-        try:
-            job = spawning.fields(b"%d" % number, *about)
-            for _ in range(3):
-                child = self._child(key)
-                try:
-                    if fds:
-                        socket.send_fds(child.socket, [job], fds)
-                    else:
-                        child.socket.send(job)
-                except BlockingIOError:
-                    self.busy.pop(key, None)  # it has more to do than it can hear of
-                    if not child.requests:
-                        self._lose(child)
-                    continue
-                except OSError:
-                    self._lose(child)  # it died while it waited; another one is made
-                    continue
-                child.requests[number] = request
-                if len(child.requests) < MOST_TOGETHER:
-                    self.busy[key] = child
-                elif self.busy.get(key) is child:
-                    del self.busy[key]
-                return True
-        except (OSError, ValueError):
-            return False
-        return False
-
-    def _child(self, key: Key) -> Child:
-        """A process that is this user: one that works for it, one that waits, or a new one. OSError when there can be
-        none."""
-        busy = self.busy.get(key)
-        if busy is not None:
-            return busy
-        for child in self.idle:
-            if child.key == key:
-                del self.idle[child]
-                return child
+    def _start_child(self, key: Key) -> socket.socket:
+        """A new process that is this user, and delivers. OSError when there can be none."""
         home, defaults = self.config.home, self.config.defaults
         sock, theirs = _pair()
         with theirs:
@@ -323,59 +261,7 @@ class Spawner:
             except OSError:
                 sock.close()
                 raise
-        child = Child(key, sock)
-        self.children.add(child)
-        self._watch(sock, lambda: self._on_child(child))
-        return child
-
-    def _on_child(self, child: Child) -> None:
-        for _ in range(MOST_TOGETHER):
-            if child not in self.children:
-                return  # lost in this very round
-            try:
-                packet, fds = _receive(child.socket, 0)
-            except BlockingIOError:
-                return
-            _close(fds)
-            if not packet:
-                self._lose(child)
-                return
-            self._on_reply(child, packet)
-
-    def _on_reply(self, child: Child, packet: bytes) -> None:
-        try:
-            number, code, output = spawning.read_reply(packet)
-        except ValueError:
-            self._lose(child)  # nobody can know what it is about
-            return
-        request = child.requests.pop(number, None)
-        if request is None:
-            return
-        if not child.requests:
-            if self.busy.get(child.key) is child:
-                del self.busy[child.key]
-            child.since = time.monotonic()
-            self.idle[child] = None
-        elif child.key not in self.busy:
-            self.busy[child.key] = child
-        self._done(request, code, output)
-
-    def _lose(self, child: Child) -> None:
-        """This process is gone, or is to go; what it has not answered is tried again."""
-        self.children.discard(child)
-        self.idle.pop(child, None)
-        if self.busy.get(child.key) is child:
-            del self.busy[child.key]
-        self._forget(child.socket)
-        requests, child.requests = child.requests, {}
-        for request in requests.values():
-            self._done(request, -1, b"")
-
-    def _done(self, request: Request | Question, code: int, output: bytes) -> None:
-        if isinstance(request, Request):
-            self._finish(request, code, output)
-        else:
-            self._answer_question(request, code)
+        return sock
 
     def _finish(self, request: Request, code: int, output: bytes) -> None:
         os.close(request.fd)
@@ -395,19 +281,6 @@ class Spawner:
                     asker.send(packet)
                     asker.setblocking(False)
 
-    def _end_idle(self) -> None:
-        now = time.monotonic()
-        while self.idle:
-            child = next(iter(self.idle))
-            if len(self.idle) <= MOST_IDLE and now - child.since < IDLE and not self.ending:
-                return
-            self._lose(child)
-
-    def _patience(self) -> float | None:
-        if not self.idle:
-            return None
-        return max(0.0, next(iter(self.idle)).since + IDLE - time.monotonic())
-
     # -- questions of servers -------------------------------------------------------------------------------------
 
     def _new_server(self, sock: socket.socket) -> None:
@@ -418,7 +291,7 @@ class Spawner:
     def _on_question(self, sock: socket.socket) -> None:
         if sock not in self.servers:
             return  # lost in this very round
-        packet, fds = _receive(sock, 0)
+        packet, fds = receive_or_end(sock, spawning.LONGEST, 0)
         _close(fds)
         if not packet:
             self.servers.discard(sock)
@@ -447,7 +320,7 @@ class Spawner:
             self._answer_question(question, AS_ROOT)
             return
         about = (owner.user, owner.home, owner.dash, owner.ext)
-        if not self._hand_over(owner, about, [], question):
+        if not self.children.hand_over(owner, about, [], lambda code, _: self._answer_question(question, code)):
             self._answer_question(question, SYSTEM_TROUBLE)
 
     def _answer_question(self, question: Question, code: int) -> None:
@@ -468,7 +341,7 @@ class Spawner:
 
     def _on_login(self) -> None:
         assert self.logins is not None
-        packet, fds = _receive(self.logins, 1)
+        packet, fds = receive_or_end(self.logins, spawning.LONGEST, 1)
         if not packet:
             _close(fds)
             self._forget(self.logins)
@@ -547,7 +420,7 @@ class Spawner:
 
     def _on_lookup(self) -> None:
         assert self.lookup is not None
-        packet, fds = _receive(self.lookup, 0)
+        packet, fds = receive_or_end(self.lookup, spawning.LONGEST, 0)
         _close(fds)
         if not packet or not self.parked:
             self._forget(self.lookup)
@@ -632,14 +505,6 @@ class Spawner:
 
 def _pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-
-def _receive(sock: socket.socket, most: int) -> tuple[bytes, list[int]]:
-    """One packet and its descriptors; an empty one at the end. BlockingIOError when there is none."""
-    try:
-        return receive(sock, spawning.LONGEST, most)
-    except ConnectionError:
-        return b"", []
 
 
 def _close(fds: list[int]) -> None:

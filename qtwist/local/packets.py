@@ -18,3 +18,14 @@ def receive(sock: socket.socket, octets: int, most: int, flags: int = 0) -> tupl
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(data[: len(data) - len(data) % _SIZE])
     return packet, list(fds)
+
+
+def receive_or_end(sock: socket.socket, octets: int, most: int) -> tuple[bytes, list[int]]:
+    """As :func:`receive`; a connection that broke is one that has ended. BlockingIOError when there is no packet."""
+    for _ in range(2):
+        try:
+            return receive(sock, octets, most)
+        except ConnectionError:
+            # The other end left something unread; that is told once, before what it has said.
+            continue
+    return b"", []
