@@ -122,7 +122,7 @@ class RootCase(DaemonCase):
             "all roles to run",
             lambda: (
                 {name: len(pids) for name, pids in self.roles(daemon).items() if name != "deliveries"}
-                == {"lspawn": 1, "send": 1, "rspawn": 1, "smtpd": 2}
+                == {"lspawn": 1, "send": 1, "auth": 1, "rspawn": 1, "smtpd": 2}
             ),
         )
         return self.roles(daemon)
