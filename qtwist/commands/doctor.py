@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Sequence
-from typing import Any
-
-from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
-from twisted.internet.error import ConnectError
-from twisted.internet.protocol import Factory, Protocol
 
 from qtwist.commands.base import PERMANENT, TEMPORARY, answer_help, die, home
-from qtwist.commands.streams import emit
-from qtwist.control import ControlError
-from qtwist.doctor.checks import BAD, Case, Finding, examine, records
-from qtwist.home import Home
-from qtwist.remote.own import own_addresses
-from qtwist.tls.contexts import read_identity
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 USAGE = """\
 NAME
@@ -49,7 +39,6 @@ EXIT CODES
 """
 
 _PROG = "qtwist doctor"
-_SECONDS = 10  # to reach port 25
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,61 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = os.path.abspath(arguments[0] if arguments else home())
     if not os.path.isdir(os.path.join(path, "control")):
         die(_PROG, TEMPORARY, f"{path}: no home, expected one as `qtwist init` or `qtwist install` makes it")
-    from twisted.internet import reactor
+    from qtwist.doctor.running import run  # what it takes is not for every start of a command
 
-    place = Home(path)
-    case = Case(
-        home=path,
-        control=place.control,
-        resolver=place.resolver,
-        own=own_addresses(),
-        reaches=lambda address: reaches(reactor, address, 25),
-        outside=outside.encode("ascii", "replace"),
-        now=time.time(),
-    )
-    codes: list[int] = []
-
-    def ended(result: Any) -> None:
-        codes.append(result if isinstance(result, int) else TEMPORARY)
-        if not isinstance(result, int):
-            result.printTraceback()
-        reactor.stop()  # type: ignore[attr-defined]
-
-    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(report(case)).addBoth(ended))  # type: ignore[attr-defined]
-    reactor.run()  # type: ignore[attr-defined]
-    return codes[0]
-
-
-async def report(case: Case) -> int:
-    """Print all there is to say; returns the exit code."""
-    bad = False
-    async for finding in examine(case):
-        bad = bad or finding.level == BAD
-        emit(_PROG, [_line(finding)])
-    emit(_PROG, [b"\nDNS records to publish:\n\n"])
-    emit(_PROG, [line.encode("utf-8", "backslashreplace") + b"\n" for line in records(case, _tlsa(case))])
-    return PERMANENT if bad else 0
-
-
-def _line(finding: Finding) -> bytes:
-    return f"{finding.level:5}{finding.text}\n".encode("utf-8", "backslashreplace")
-
-
-def _tlsa(case: Case) -> str | None:
-    try:
-        return read_identity(case.control.path("servercert.pem")).tlsa
-    except ControlError:
-        return None
-
-
-async def reaches(reactor: Any, address: str, port: int) -> bool:
-    """Whether a connection to that port comes about in ten seconds."""
-    endpoint: Any = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
-    try:
-        connection: Any = await endpoint(reactor, address, port, timeout=_SECONDS).connect(
-            Factory.forProtocol(Protocol)
-        )
-    except ConnectError:
-        return False
-    connection.transport.abortConnection()
-    return True
+    return run(path, outside)
