@@ -445,6 +445,15 @@ _TABLE = (
         "queuelifetime", INTEGER, _SEND, "start", "seconds until a message is given up", 604800, check=checks.number(0)
     ),
     ControlFile(
+        "queueminfree",
+        INTEGER,
+        (*_QUEUED, "qmail-queue"),
+        "connection",
+        "octets that must be [free](running.md#bounds) where the queue is; 0: none",
+        16 * 1024 * 1024,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "rcptcheck",
         INTEGER,
         _QUEUED,

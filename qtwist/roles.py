@@ -20,8 +20,10 @@ from qtwist.events import EventfulSendLog
 from qtwist.interfaces import ISpawner
 from qtwist.local.spawn import LocalSpawner
 from qtwist.mail.envelope import Origin
+from qtwist.policy.watched import Watched
 from qtwist.queue.door import DoorFactory, DoorPlace
 from qtwist.queue.peers import origin_of, owner
+from qtwist.queue.room import Room
 from qtwist.remote.spawn import RemoteSpawner
 from qtwist.send.desk import DeskFactory
 from qtwist.send.log import LogFile, SendLog, TurnLines
@@ -156,7 +158,9 @@ class DoorService(Service):
     def __init__(self, home: Home, network: frozenset[int] = frozenset()) -> None:
         self.home = home
         self.place = DoorPlace(os.path.join(home.path, "run"))
-        self.factory = DoorFactory(home.queue, self._origin, clock=home.reactor, network=network)
+        least = Watched(home.control, ("queueminfree",), lambda: home.control.integer("queueminfree"))
+        room = Room(home.queue_path, least.get, home.reactor.seconds)
+        self.factory = DoorFactory(home.queue, self._origin, clock=home.reactor, network=network, room=room)
         self._network = network
         self._port: IListeningPort | None = None
 

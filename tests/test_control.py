@@ -75,6 +75,7 @@ TABLE = {
     "mfcheck": ("int", 0, False),
     "rcptcheck": ("int", 0, False),
     "tarpitcount": ("int", 0, False),
+    "queueminfree": ("int", 16777216, False),
     "tarpitdelay": ("int", 5, False),
     "connratec": ("int", 0, False),
     "connrateip": ("int", 0, False),

@@ -11,11 +11,13 @@ from qtwist.policy.greylist import Greylist
 from qtwist.policy.rblsmtpd import RBLSMTPd
 from qtwist.policy.rcpthosts import RcptHosts
 from qtwist.policy.recipients import Recipients
+from qtwist.policy.room import QueueRoom
 from qtwist.policy.surroundings import Surroundings
 
 #: In the order in which they are asked: what costs nothing first, and questions about a recipient once it is one of
 #: ours. None of them ever accepts for good, so that no order of them opens a relay.
 STANDARD: dict[str, Callable[[Surroundings], Policy]] = {
+    "queueroom": QueueRoom,
     "rblsmtpd": RBLSMTPd,  # asks its questions at connect, so that greetdelay does not wait for nothing
     "greetdelay": GreetDelay,
     "tarpit": Tarpit,

@@ -19,10 +19,12 @@ from typing import Any
 from twisted.internet.interfaces import IAddress, IListeningPort, IReactorTime
 from twisted.logger import Logger
 
-from qtwist.interfaces import IIncomingMessage, IQueue
+from qtwist.interfaces import IIncomingMessage, IQueue, QueueError
 from qtwist.mail.envelope import Origin
+from qtwist.queue.accept import WRITE_ERROR
 from qtwist.queue.pipelining import PipelinedRequests
 from qtwist.queue.request import RequestProtocol
+from qtwist.queue.room import Room
 from qtwist.serving import DrainingFactory
 from qtwist.wire.pipelined import MARK
 from qtwist.wire.qmqp import QMQPServer
@@ -82,6 +84,8 @@ class DoorProtocol(RequestProtocol):
             self.answer(BUSY, b"ZYou have too many connections to the queue at once. (#4.3.2)")
 
     def begin(self) -> IIncomingMessage:
+        if self.factory.room is not None and not self.factory.room.has():
+            raise QueueError(WRITE_ERROR, "there is too little room for it (control/queueminfree)")
         return self.factory.queue.begin(self.factory.origin(self.uid))
 
     def dataReceived(self, data: bytes) -> None:
@@ -106,7 +110,8 @@ class DoorProtocol(RequestProtocol):
 class DoorFactory(DrainingFactory[DoorProtocol]):
     """Serves the door in front of `queue`; `origin` says what a user id is called (spec/qmail.md §6.2).
 
-    The accounts of `network` are our own servers, which limit their clients themselves: they are not counted.
+    The accounts of `network` are our own servers, which limit their clients themselves: they are not counted. Without
+    `room`, nothing is taken.
     """
 
     protocol: Callable[[], DoorProtocol] = DoorProtocol  # type: ignore[assignment]  # narrower than Factory has it
@@ -120,8 +125,10 @@ class DoorFactory(DrainingFactory[DoorProtocol]):
         now: Callable[[], float] = time.time,
         peer_uid: Callable[[Any], int] = peer_uid,
         network: frozenset[int] = frozenset(),
+        room: Room | None = None,
     ) -> None:
         super().__init__()
+        self.room = room
         self.network = network
         self.queue = queue
         self.origin = origin

@@ -25,6 +25,7 @@ from qtwist.policy.limits import ClientLimits
 from qtwist.policy.loader import load_policies
 from qtwist.policy.rcpthosts import RcptHosts
 from qtwist.policy.relay import LoginMayRelay
+from qtwist.policy.room import QueueRoom
 from qtwist.policy.session import Session
 from qtwist.policy.tcprules import TCPRules
 from qtwist.policy.watched import Watched
@@ -93,6 +94,7 @@ class SubmissionFactory(SMTPFactory):
             *load_policies(control, file="submissionpolicies"),
             OwnSender(control, self._addresses, self._run),
             UserLimits(control, self._seconds),
+            QueueRoom(self.surroundings),
             RcptHosts(control),  # which nobody meets who has logged in, and everybody else
         ]
 
