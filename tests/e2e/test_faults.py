@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from unittest import SkipTest
 
+from qtwist.queue.client import QueueRefused, submit
 from tests.e2e.harness import ME, MESSAGE, PATIENCE, Daemon, DaemonCase, program, wait_until
 from tests.e2e.test_roles import RootCase
 
@@ -111,8 +112,27 @@ class FaultCase(DaemonCase):
 
 
 class FullDisk(FaultCase):
+    def test_room(self) -> None:
+        """Mail is refused before the disk is full, whoever brings it, and taken again when there is room."""
+        filler = self.full_disk(os.path.join(self.home, "queue"), "24m")
+        daemon = self.start()
+        self.assertEqual(self.answer(self.address), 250)
+        daemon.log.wait("end msg")
+        with open(filler, "wb") as file:
+            file.write(bytes(10_000_000))
+        wait_until("452", lambda: self.answer(self.address) == 452)
+        daemon.log.wait("no mail is taken until there are more .control/queueminfree.")
+        error = self.assertRaises(QueueRefused, submit, self.home, [b"hello\n"], b"", [self.address.encode()], {})
+        self.assertEqual((error.code, error.letter), (53, b"Z"))
+        self.assert_no_busy_loop(daemon)
+        os.unlink(filler)
+        wait_until("250", lambda: self.answer(self.address) == 250)
+        daemon.log.wait("end msg", 2)
+        self.wait_empty_queue()
+
     def test_queue(self) -> None:
         """§6.3: a disk full means 451, and 250 again when there is room."""
+        self.write_control("queueminfree", "0\n")
         filler = self.full_disk(os.path.join(self.home, "queue"), "3m")
         daemon = self.start()
         self.assertEqual(self.answer(self.address), 250)
