@@ -76,7 +76,11 @@ soak-faults: $(VENV)/.installed-test
 	SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) SOAK_JOURNAL=$(JOURNAL) $(RUN) -m twisted.trial --reporter=text tests.soak.test_kills
 
 # Engines and parsers with bytes that nobody meant.
-fuzz: $(VENV)/.installed-test
+$(VENV)/.installed-fuzz: pyproject.toml | $(VENV)/.installed-test
+	@$(PIP) install --editable '.[test,fuzz]' || echo 'atheris cannot be installed for this Python'
+	@touch $@
+
+fuzz: $(VENV)/.installed-fuzz
 	$(RUN) -m tests.fuzz.run $(SECONDS) $(SEED)
 
 # Beside Postfix, as root, where other accounts can run this Python (bench/README.md).
