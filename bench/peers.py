@@ -370,13 +370,14 @@ def main() -> None:
             empty(peer.maildir())
             peer.prepare()
             peers.append(peer)
-        sink = Sink()
-        try:
-            for job in options.jobs.split(","):
+        for job in options.jobs.split(","):
+            # A sink for each job: one that had stood idle during another was seen to stop counting.
+            sink = Sink()
+            try:
                 for sessions in map(int, options.sessions.split(",")):
                     bench(job, sessions, options, device, peers, sink)
-        finally:
-            sink.stop()
+            finally:
+                sink.stop()
 
 
 def bench(job: str, sessions: int, options: argparse.Namespace, device: str, peers: list[Peer], sink: Sink) -> None:
