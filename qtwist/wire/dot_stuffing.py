@@ -1,13 +1,16 @@
 """The body of an SMTP message on its way out: line ends, dots, and the end of data (RFC 5321 §4.5.2).
 
 A stored message has LF line ends. On the wire every line end is CRLF and a dot that starts a line is doubled. What else
-a message may hold is settled so that no receiver, however lax, can see an end of data where there is none
-(spec/qmail.md §26.3):
+a message may hold is settled so that no receiver that takes CR, LF or both for a line end, in whatever mixture, and
+drops NUL or CR, can see an end of data where there is none (spec/qmail.md §26.3):
 
 - LF and CRLF both leave as CRLF;
 - a bare CR leaves as CRLF too, as notqmail sends it, but a dot after it is doubled like any other;
 - NUL leaves as a space: receivers that drop NUL would otherwise find a dot alone in a line;
 - a partial last line is completed (qmail fails such mail for good, §26.5).
+
+Lines leave as long as they are, and other octets (VT, FF, 0x85) as they are: a receiver that cuts lines at some length,
+or takes those for line ends, is not provided for.
 
 So CR and LF leave as CRLF only, and a dot never follows a CRLF singly but in the last line of all.
 """
