@@ -13,16 +13,12 @@ import contextlib
 import os
 import pwd
 import random
-import shutil
 import signal
 import time
 from collections.abc import Iterator
 
 from bench.peers import (
     ACCOUNTS,
-    DISK,
-    PATH,
-    PERSON,
     PLACE,
     Journaled,
     Meter,
@@ -34,6 +30,7 @@ from bench.peers import (
     empty,
     local_job,
     measure,
+    prepare_machine,
     relay_job,
 )
 from qtwist.files.disk import RealDisk
@@ -190,14 +187,7 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=2000)
     parser.add_argument("--journal", action="store_true")
     options = parser.parse_args()
-    if os.geteuid() != 0:
-        raise SystemExit("bench: run it as root: it mounts a file system and starts daemons under their accounts")
-    for program in ("smtp-source", "smtp-sink", "mkfs.ext4"):
-        if shutil.which(program, path=PATH) is None:
-            raise SystemExit(f"bench: {program} is missing (Debian packages postfix and e2fsprogs)")
-    account(PERSON, f"{DISK}/person")
-    for name in ACCOUNTS.values():
-        account(name)
+    prepare_machine()
     kind = Journaled if options.journal else Qtwist
     with disk(1000 + options.backlog * 14 // 1000, inodes=100_000 + 4 * options.backlog) as device:
         group = f"/sys/fs/cgroup/cpuacct/{os.path.basename(PLACE)}-{kind.name}"

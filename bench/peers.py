@@ -343,6 +343,18 @@ def table(title: str, results: dict[str, list[dict[str, float]]], first: str) ->
         print(f"| {peer} | " + " | ".join(cells) + f" | {ours / medians[0]:.2f} |", flush=True)
 
 
+def prepare_machine() -> None:
+    """Make the accounts. SystemExit, with what is missing, where no benchmark can run."""
+    if os.geteuid() != 0:
+        raise SystemExit("bench: run it as root: it mounts a file system and starts daemons under their accounts")
+    for program in ("smtp-source", "smtp-sink", "mkfs.ext4"):
+        if shutil.which(program, path=PATH) is None:
+            raise SystemExit(f"bench: {program} is missing (Debian packages postfix and e2fsprogs)")
+    account(PERSON, f"{DISK}/person")
+    for name in ACCOUNTS.values():
+        account(name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
@@ -352,14 +364,7 @@ def main() -> None:
     parser.add_argument("--only", default="qtwist,journaled,postfix", help="servers, separated by commas")
     parser.add_argument("--jobs", default="local,relay")
     options = parser.parse_args()
-    if os.geteuid() != 0:
-        raise SystemExit("bench: run it as root: it mounts a file system and starts daemons under their accounts")
-    for program in ("smtp-source", "smtp-sink", "mkfs.ext4"):
-        if shutil.which(program, path=PATH) is None:
-            raise SystemExit(f"bench: {program} is missing (Debian packages postfix and e2fsprogs)")
-    account(PERSON, f"{DISK}/person")
-    for name in ACCOUNTS.values():
-        account(name)
+    prepare_machine()
     kinds: list[type[Peer]] = [kind for kind in (Qtwist, Journaled, Postfix) if kind.name in options.only.split(",")]
     with disk(3000) as device:
         peers = []

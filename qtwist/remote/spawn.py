@@ -23,7 +23,6 @@ from qtwist.remote import reports
 from qtwist.remote.carrier import BY_STS, Carrier, OutgoingTLS, Terms
 from qtwist.remote.client import Message
 from qtwist.remote.hosts import Shuffle
-from qtwist.remote.https import HTTPSFetcher
 from qtwist.remote.lookup import find_hosts
 from qtwist.remote.own import OwnAddresses
 from qtwist.remote.pool import Pool
@@ -109,8 +108,14 @@ class RemoteSpawner:
         seen = SeenTLS(os.path.join(queue_path, "lock", "tlsseen"), now)
         tls = OutgoingTLS(ClientTLS(control), seen, self._figures)
         self._carrier = Carrier(reactor, timer, table, self._pool, tls)
-        fetcher = HTTPSFetcher(reactor, timer, resolver, most=MOST_OCTETS, seconds=FETCH_SECONDS)
-        self._policies = STSPolicies(resolver, fetcher.get, os.path.join(queue_path, "mtasts"), now)
+
+        def fetch(host: bytes, path: bytes) -> Deferred[bytes]:
+            # Only with control/mtasts, and then seldom: an HTTP client takes long to import.
+            from qtwist.remote.https import HTTPSFetcher
+
+            return HTTPSFetcher(reactor, timer, resolver, most=MOST_OCTETS, seconds=FETCH_SECONDS).get(host, path)
+
+        self._policies = STSPolicies(resolver, fetch, os.path.join(queue_path, "mtasts"), now)
         self._settings: Settings | None = None
         self._stamps: tuple[object, ...] = ()
         self._running = 0
