@@ -20,6 +20,7 @@ from qtwist.processes.notify import ServiceManager
 from qtwist.processes.supervisor import Supervisor
 from qtwist.roles import SendService, StartError
 from qtwist.send.log import LogFile
+from qtwist.turns import ClockWatch
 
 __all__ = ["Options", "RootService", "makeService"]
 
@@ -172,6 +173,7 @@ class EmbeddedService(RootService):
         self, home: Home, pidfile: str | None = None, in_foreground: bool = True, events: str | None = None
     ) -> None:
         super().__init__(home, pidfile, in_foreground, events)
+        ClockWatch(home.reactor).setServiceParent(self)
         self.sender: SendService = home.send()
         self.sender.setServiceParent(self)
         # After the queue manager: whoever has the queue's lock may open the queue's door.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 settings.register_profile(
     "qtwist",
@@ -19,3 +20,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("qtwist")
+
+# Hypothesis strews the constants of the modules that happen to be imported into its examples. Which ones are imported
+# depends on what trial's worker has run before, so that it would try other examples each time. There is no setting.
+if "QTWIST_RANDOM" not in os.environ and hasattr(providers, "_get_local_constants"):
+    providers._get_local_constants = lambda: providers._local_constants  # as it is without any

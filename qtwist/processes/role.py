@@ -53,6 +53,7 @@ from qtwist.queue.entrance import DoorQueue
 from qtwist.remote.spawn import RemoteSpawner
 from qtwist.roles import SendService, ServerService, StartError
 from qtwist.send.log import TurnLines
+from qtwist.turns import ClockWatch, after_turn
 
 #: Descriptors that a role asks for.
 DESCRIPTORS = 8192
@@ -228,7 +229,7 @@ class RoleProcess:
         except (StartError, ControlError, OSError) as error:
             self.failed = True
             self._supervisor.send(b"failed " + str(error).encode("utf-8", "surrogateescape")[:4000])
-            self._reactor.callLater(0, self._reactor.stop)
+            after_turn(self._reactor, self._reactor.stop)
         else:
             self._started = True
             self._supervisor.send(b"ready")
@@ -337,6 +338,7 @@ def main() -> NoReturn:
     if home.control.integer("confine") and not may_need_network(home.control, name) and not forbid_network():
         _log.warn("no filter against the network on this system (control/confine)")
     process = RoleProcess(make_role(name, home, options), reactor)
+    ClockWatch(reactor).startService()
     # What is here now stays, and little of what comes later is in cycles.
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD, 10, 10)

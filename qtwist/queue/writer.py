@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from qtwist.queue.journal import Journal, Record
+from qtwist.turns import after_turn
 
 _log = Logger()
 
@@ -82,7 +83,7 @@ class JournalWriter:
 
     def _put(self, job: _Job | None) -> None:
         if not self._turn_jobs:
-            self._reactor.callLater(0, self._hand_over)
+            after_turn(self._reactor, self._hand_over)
         self._turn_jobs.append(job)
 
     def _hand_over(self) -> None:

@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 from qtwist.interfaces import Preprocessed
 from qtwist.mail.address import sanitise_log
 from qtwist.mail.envelope import Report
+from qtwist.turns import after_turn
 
 _OUTCOME = {b"K": b"success", b"Z": b"deferral", b"D": b"failure"}
 
@@ -79,7 +80,7 @@ class TurnLines:
     def add(self, line: bytes) -> None:
         """Write this line at the end of the turn."""
         if not self._lines:
-            self._clock.callLater(0, self.flush)
+            after_turn(self._clock, self.flush)
         self._lines.append(line)
 
     def flush(self) -> None:

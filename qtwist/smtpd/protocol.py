@@ -130,7 +130,7 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
     def _tick(self) -> None:
         """The timer has run out: was the client really silent for so long?"""
         clock = self.factory.clock
-        left = self._last + self._timeout - clock.seconds()
+        left = min(self._timeout, self._last + self._timeout - clock.seconds())  # the clock may have been set back
         if left <= 0:
             left = self._timeout
             self._last = clock.seconds()

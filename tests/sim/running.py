@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from qtwist.queue.commit import GroupCommitter
 from qtwist.queue.journal import Journal, Record
@@ -27,6 +28,7 @@ from tests.sim.disk import Crash
 LIMITS = {"queue": 4, "mark": 1, "commit": 1, "journal": 1, "local": 10}
 
 
+@implementer(IReactorFromThreads)
 class SimulatedReactor(Clock):
     """A clock, and calls that wait for their turn."""
 
@@ -37,6 +39,12 @@ class SimulatedReactor(Clock):
 
     def callFromThread(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.turns.append((function, arguments))
+
+    def turn(self) -> None:
+        """Call what waits for its turn, and nothing that is added by that."""
+        for _ in range(len(self.turns)):
+            function, arguments = self.turns.popleft()
+            function(*arguments)
 
 
 class Task:

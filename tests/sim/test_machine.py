@@ -156,6 +156,12 @@ class Regressions(MachineCase):
             at = random.Random(seed).randint(60, count_calls(self.home, story))
             attrs.evolve(story, lives=[attrs.evolve(story.lives[0], stop=Stop(at=at))]).tell(self.home)
 
+    def test_clock_set_back(self) -> None:
+        """§26.5: the clock is set back by hours between a commit and the next turn: nobody waits for hours."""
+        for journal in (False, True):
+            life = Life([("send", b"ok", [], 10), ("jump", -20_000)], Stop(power=False, clean=True))
+            Story([life], journal=journal).tell(self.home)
+
     def test_empty_bounce_file(self) -> None:
         """A bounce file made by `fail` just before the crash, and recipients who then succeed: no empty notice."""
         actions = [("send", b"ok", [FAILURES[3]], 10), ("settle",), ("steer", "fail", 0), ("settle",)]

@@ -1,0 +1,149 @@
+"""Tests of qtwist.turns: the next turn of the reactor, and timers when somebody sets the clock."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from twisted.internet import reactor
+from twisted.internet.base import DelayedCall
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface import implementer
+
+from qtwist import turns
+from qtwist.turns import ClockWatch, after_turn, shift
+
+DAY = 86400.0
+
+
+@implementer(IReactorFromThreads)
+class SetClock(Clock):
+    """A clock that can be set, with timers that go by it, as Twisted's reactors have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rightNow = 100 * DAY
+        self.turns: list[tuple] = []
+
+    def callFromThread(self, function, *arguments) -> None:
+        self.turns.append((function, arguments))
+
+    def turn(self) -> None:
+        turns, self.turns = self.turns, []
+        for function, arguments in turns:
+            function(*arguments)
+        self.advance(0)
+
+
+class NextTurn(SynchronousTestCase):
+    def test_whatever_the_clock_says(self) -> None:
+        """A call for the next turn happens in the next turn, and not when the day has come again."""
+        clock = SetClock()
+        called: list[str] = []
+        after_turn(clock, called.append, "now")
+        self.assertEqual(called, [])
+        clock.rightNow -= DAY
+        clock.turn()
+        self.assertEqual(called, ["now"])
+
+    def test_of_a_plain_clock(self) -> None:
+        clock = Clock()
+        called: list[str] = []
+        after_turn(clock, called.append, "now")
+        self.assertEqual(called, [])
+        clock.advance(0)
+        self.assertEqual(called, ["now"])
+
+
+class Watching(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = SetClock()
+        self.steady = 5.0
+        self.watch = ClockWatch(self.clock, wall=self.clock.seconds, steady=lambda: self.steady)
+        self.called: list[str] = []
+
+    def go_by(self, seconds: float) -> None:
+        """Time goes by, on both clocks."""
+        self.steady += seconds
+        self.clock.advance(seconds)
+        self.watch.look()
+        self.clock.turn()
+
+    def test_set_back(self) -> None:
+        """A timer of a minute takes a minute, not a day and a minute."""
+        self.clock.callLater(60, self.called.append, "a minute")
+        self.clock.rightNow -= DAY
+        self.go_by(1)
+        self.go_by(58)
+        self.assertEqual(self.called, [])
+        self.go_by(1)
+        self.assertEqual(self.called, ["a minute"])
+
+    def test_set_ahead(self) -> None:
+        """What has not run out yet when that is noticed takes its time."""
+        self.clock.callLater(60, self.called.append, "a minute")
+        self.go_by(1)
+        self.clock.rightNow += 30  # before the timer
+        self.go_by(1)
+        self.go_by(57)
+        self.assertEqual(self.called, [])
+        self.go_by(1)
+        self.assertEqual(self.called, ["a minute"])
+
+    def test_corrected(self) -> None:
+        """A clock that is corrected little by little has not been set: nothing happens."""
+        self.clock.callLater(60, self.called.append, "a minute")
+        for _ in range(59):
+            self.steady += 1
+            self.clock.advance(1.0005)
+            self.watch.look()
+            self.assertEqual(self.clock.turns, [])
+
+    def test_each_once(self) -> None:
+        """Each time that the clock is set counts once."""
+        self.clock.callLater(60, self.called.append, "a minute")
+        for jump in (-DAY, 3 * DAY, -2 * DAY, 20):
+            self.clock.rightNow += jump
+            self.watch.look()
+        self.clock.turn()
+        self.go_by(59)
+        self.assertEqual(self.called, [])
+        self.go_by(1)
+        self.assertEqual(self.called, ["a minute"])
+
+
+class InTheReactor(TestCase):
+    def test_shift(self) -> None:
+        """Twisted's own reactor: a timer that a clock set back has moved a day away."""
+        fired: Deferred[None] = Deferred()
+        call = reactor.callLater(DAY, fired.callback, None)
+        self.assertIsInstance(call, DelayedCall)
+        others = [one for one in reactor.getDelayedCalls() if one is not call]
+        shift(reactor, -DAY)
+        for one in others:
+            one.delay(DAY)
+        return fired
+
+    def test_thread(self) -> None:
+        """The service looks by itself, and stops."""
+        self.patch(turns, "INTERVAL", 0.01)
+        seen: Deferred[None] = Deferred()
+        wall = [0.0]
+
+        class Watched:
+            def callFromThread(self, function, *arguments) -> None:
+                reactor.callFromThread(seen.callback, arguments)
+
+        watch = ClockWatch(Watched(), wall=lambda: wall[0] + time.monotonic())
+        watch.startService()
+        wall[0] = -DAY
+
+        def done(arguments: tuple[float]) -> None:
+            self.assertAlmostEqual(arguments[0], -DAY, places=0)
+            watch.stopService()
+            self.assertNotIn("clock", [thread.name for thread in threading.enumerate()])
+
+        return seen.addCallback(done)
