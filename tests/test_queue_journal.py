@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from qtwist.files.disk import RealDisk
 from qtwist.mail.envelope import Envelope
 from qtwist.queue import journal as records
-from qtwist.queue.journal import Entry, Journal, Record, pack, replay, unpack
+from qtwist.queue.journal import FIRST_SIZE, KEPT, Entry, Journal, Record, Use, pack, pack_first, replay, unpack
 from qtwist.queue.layout import Layout
 from qtwist.queue.numbers import Numbers
 from qtwist.queue.records import format_envelope
@@ -31,35 +32,80 @@ def entry(number: int, message: bytes = b"Subject: x\n\nhello\n") -> Entry:
     return Entry(number, 1000.5, format_envelope(7, number, Envelope(b"ann@x", (b"joe@y", b"bob@z"))), message)
 
 
+USE = Use(3, 0x1122334455667788)
+FLUSHED = Record(b"S", 0)
+
+
+def segment(wanted: Iterable[Record], use: Use = USE, rest: bytes = b"") -> bytes:
+    """The octets of a segment that holds these records, and then `rest`."""
+    first = pack_first(use, 1)
+    return b"".join((first, *(pack(record, use) for record in wanted), rest, first))
+
+
 class RecordTests(SynchronousTestCase):
     @given(st.lists(RECORDS), st.integers(1, 2**63), st.binary(max_size=40))
     def test_round_trip(self, wanted: list[Record], generation: int, rest: bytes) -> None:
         """What was written is read, whatever lies behind it."""
-        data = b"".join(pack(record, generation) for record in wanted)
-        found_generation, found = unpack(data + rest)
-        self.assertEqual(found[: len(wanted)], wanted)
-        self.assertEqual(found_generation, generation if wanted else found_generation)
+        use = Use.make(generation)
+        found = unpack(segment(wanted, use, rest))
+        self.assertEqual((found.use, found.oldest, found.damaged), (use, 1, ()))
+        self.assertEqual(list(found.records), wanted)
 
     @given(st.lists(RECORDS, min_size=1), st.data())
     def test_torn(self, wanted: list[Record], data: st.DataObject) -> None:
         """Octets that a crash has changed end the reading; what stands before them is read, nothing else is."""
-        whole = b"".join(pack(record, 3) for record in wanted)
-        place = data.draw(st.integers(0, len(whole) - 1))
+        whole = segment(wanted)
+        place = data.draw(st.integers(FIRST_SIZE, len(whole) - FIRST_SIZE - 1))
         torn = bytearray(whole)
         torn[place] ^= data.draw(st.integers(1, 255))
-        _, found = unpack(bytes(torn))
-        self.assertEqual(found, wanted[: len(found)])
-        self.assertLess(len(found), len(wanted))
+        found = unpack(bytes(torn))
+        self.assertEqual(list(found.records), wanted[: len(found.records)])
+        self.assertLess(len(found.records), len(wanted))
+        self.assertEqual(found.damaged, ())
+
+    @given(st.lists(RECORDS, min_size=1), st.lists(RECORDS, min_size=1), st.data())
+    def test_damaged(self, flushed: list[Record], later: list[Record], data: st.DataObject) -> None:
+        """Octets that have changed after they were flushed: that is told, and all whole records are read."""
+        whole = segment([*flushed, FLUSHED, *later])
+        lengths = [len(pack(record, USE)) for record in flushed]
+        place = FIRST_SIZE + data.draw(st.integers(0, sum(lengths) - 1))
+        changed = bytearray(whole)
+        changed[place] ^= data.draw(st.integers(1, 255))
+        found = unpack(bytes(changed))
+        ends = [FIRST_SIZE + sum(lengths[: n + 1]) for n in range(len(lengths))]
+        hit = next(n for n, end in enumerate(ends) if place < end)
+        self.assertEqual(list(found.records), [*flushed[:hit], *flushed[hit + 1 :], *later])
+        self.assertEqual(found.damaged, ((ends[hit] - lengths[hit], ends[hit]),))
+
+    @given(st.lists(RECORDS, max_size=5), st.lists(RECORDS, max_size=5), st.data())
+    def test_first_record_damaged(self, one: list[Record], two: list[Record], data: st.DataObject) -> None:
+        """Its copy at the end does as well."""
+        changed = bytearray(segment([*one, FLUSHED, *two]))
+        changed[data.draw(st.integers(0, FIRST_SIZE - 1))] ^= data.draw(st.integers(1, 255))
+        found = unpack(bytes(changed))
+        self.assertEqual((found.use, list(found.records)), (USE, one + two))
+
+    def test_record_in_a_message(self) -> None:
+        """Whoever sends octets that look like records has to know the random number; else a crash that tears the
+        message, or damage, would bring them forth."""
+        guess = Use(USE.generation, USE.secret ^ 1)
+        inner = b"".join(pack(one, guess) for one in (Record(records.END, 7), FLUSHED))
+        whole = segment([Record(records.END, 1), Record(records.BOUNCE, 2, inner)])
+        torn = whole[: whole.index(inner)] + b"?" + whole[whole.index(inner) + 1 :]
+        found = unpack(torn)
+        self.assertEqual((found.records, found.damaged), ((Record(records.END, 1),), ()))
 
     @given(st.lists(RECORDS, min_size=1, max_size=5), st.lists(RECORDS, min_size=1, max_size=5))
     def test_earlier_use(self, old: list[Record], new: list[Record]) -> None:
         """Records of an earlier use of the segment, right behind those of this one, do not count."""
-        _, found = unpack(b"".join(pack(one, 9) for one in new) + b"".join(pack(one, 8) for one in old))
-        self.assertEqual(found, new)
+        before = Use(2, 99)
+        rest = b"".join(pack(one, before) for one in [*old, FLUSHED])
+        found = unpack(segment(new, rest=rest))
+        self.assertEqual((list(found.records), found.damaged), (new, ()))
 
     @given(st.binary())
     def test_anything(self, data: bytes) -> None:
-        unpack(data)
+        self.assertEqual(unpack(data).records, ())
 
     def test_entry(self) -> None:
         """A message's life, told by its records."""
@@ -78,6 +124,19 @@ class RecordTests(SynchronousTestCase):
         self.assertEqual(found.channels, {"remote": bytearray(b"Tbob@z\0Dcid@z\0")})
         self.assertEqual((found.due["remote"], found.bounce), (1400.5, b"<joe@y>:\nno\n\n"))
         self.assertEqual(replay([*told, Record(records.END, 5)]), {})
+
+    def test_with_gaps(self) -> None:
+        """Where records are missing, those that make no sense without them are passed over."""
+        told = [
+            records.accept(entry(5)),
+            records.mark(5, "local", 0),  # how it was routed is missing
+            records.routed(5, {"local": bytearray(b"Tjoe@y\0"), "remote": bytearray(b"Tbob@z\0")}),
+            records.mark(5, "remote", 2),  # of another message that had the number
+            records.mark(5, "local", 0),
+        ]
+        self.assertRaises(ValueError, replay, told)
+        [found] = replay(told, with_gaps=True).values()
+        self.assertEqual(found.channels, {"local": bytearray(b"Djoe@y\0"), "remote": bytearray(b"Tbob@z\0")})
 
     def test_nonsense(self) -> None:
         """Whole records that cannot be: a defect, and not passed over."""
@@ -188,7 +247,7 @@ class JournalTests(JournalCase):
         self.assertEqual(calls, ["pwrite"])
 
     def test_rotation(self) -> None:
-        """The first record of a segment is durable before anything stands behind it."""
+        """The first record of a segment, and its copy, are durable before anything stands behind it."""
         calls: list[str] = []
         journal, _ = self.opened(WatchedDisk(calls.append))
         journal.write([Record(records.BOUNCE, 1, bytes(2500))], sync=True)
@@ -196,7 +255,7 @@ class JournalTests(JournalCase):
         journal.release(journal.generation)
         del calls[:]
         journal.write([Record(records.BOUNCE, 1, bytes(2500))], sync=True)
-        self.assertEqual(calls, ["sync_data", "pwrite", "sync_data", "pwrite", "sync_data"])
+        self.assertEqual(calls, ["sync_data", "pwrite", "pwrite", "sync_data", "pwrite", "sync_data"])
 
     def test_failed_segment(self) -> None:
         """Begun anew after the disk has failed: not in the same segment, and nothing from before counts."""
@@ -234,10 +293,37 @@ class JournalTests(JournalCase):
     def test_first_record(self) -> None:
         """A segment that does not begin as one does is told, and not guessed at."""
         with open(f"{self.directory}/1.segment", "wb") as file:
-            file.write(pack(Record(records.END, 1), 5).ljust(SMALL, b"\0"))
+            file.write(pack(Record(records.END, 1), USE).ljust(SMALL, b"\0"))
         journal = Journal(RealDisk(), self.directory, SMALL)
         self.addCleanup(journal.close)
         self.assertRaises(ValueError, journal.read)
+
+    def test_damage(self) -> None:
+        """Octets that were flushed and are not what they were: told, kept for whoever wants to look, and not used."""
+        journal, _ = self.opened()
+        for number in (1, 2, 3):
+            journal.write([Record(records.END, number)], sync=True)
+        [name] = os.listdir(self.directory)
+        with open(f"{self.directory}/{name}", "r+b") as file:
+            file.seek(FIRST_SIZE + len(pack(FLUSHED, USE)))
+            file.write(b"\xff")
+        again, found = self.opened()
+        self.assertEqual([record.number for record in found], [2, 3])
+        [damage] = again.damage
+        self.assertIn(f"{self.directory}/{name}", damage.text)
+        self.assertEqual(sorted(os.listdir(self.directory)), sorted([name + KEPT, "2.segment"]))
+        self.assertEqual(self.opened()[1], [])
+
+    def test_quiet(self) -> None:
+        """The last flush before nobody writes any more is told, too: what it has flushed is not torn."""
+        journal, _ = self.opened()
+        journal.write([Record(records.END, 1)], sync=False)
+        journal.write([], sync=True)
+        [name] = os.listdir(self.directory)
+        with open(f"{self.directory}/{name}", "r+b") as file:
+            file.seek(FIRST_SIZE + len(pack(FLUSHED, USE)))
+            file.write(b"\xff")
+        self.assertEqual(len(self.opened()[0].damage), 1)
 
     def test_failing_disk(self) -> None:
         trouble = Trouble(10**9, lasting=True)

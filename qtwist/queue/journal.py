@@ -2,10 +2,14 @@
 
 A segment is a file of fixed size under queue/journal/, written once with zeros so that later only contents change: then
 a flush needs no commit of the file system's own journal. Segments are used in turn; every use has a generation, counted
-up, which each record carries and its checksum covers. Reading a segment ends at the first record that is not whole, or
-not of the generation of its first one: what a crash has torn, or what an earlier use has left.
+up, which each record carries and its checksum covers, with a random number that nobody knows who sends mail: what
+stands in a message is never taken for a record. Reading a segment ends at the first record that is not whole, or not of
+this use of the segment: what a crash has torn, or what an earlier use has left.
 
-The first record of every segment says which generation is the oldest that still counts.
+The first record of every segment says which generation is the oldest that still counts; a copy of it stands at the end.
+
+What is written after a flush begins with a record that says so. Where reading has ended before such a record, the disk
+has lost what it had taken for good: that is damage, which is told, and what can be read behind it is read.
 
 Blocking; nothing here knows of threads or of a reactor. The disk is asked for no more than that what was flushed stays.
 """
@@ -15,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -37,11 +42,19 @@ UNBOUNCE = b"U"
 DONE = b"D"
 END = b"E"
 _FIRST = b"F"
+_FLUSHED = b"S"
 
-_HEAD = struct.Struct("!IIQcQ")  # checksum of all that follows, octets of the payload, generation, kind, message number
+#: Checksum of all that follows, octets of the payload, generation, the use's random number, kind, message number.
+_HEAD = struct.Struct("!IIQQcQ")
 _CHECKSUM = 4
+_USE = struct.Struct("!QQ")  # as in a head
+_USE_AT = 8
 _GENERATION = struct.Struct("!Q")
 _SUFFIX = ".segment"
+
+#: Added to the name of a damaged segment.
+KEPT = ".damaged"
+
 _ZEROS = bytes(256 * 1024)
 
 
@@ -54,38 +67,132 @@ class Record:
     payload: bytes = b""
 
 
+@attrs.frozen
+class Use:
+    """One use of a segment: the how manieth of all that is, and its random number."""
+
+    generation: int
+    secret: int
+
+    @classmethod
+    def make(cls, generation: int) -> Use:
+        return cls(generation, secrets.randbits(64))
+
+
 @attrs.define(eq=False)
 class _Segment:
     path: str
     fd: int
     generation: int = 0
     usable: bool = True  # of the right size, and the disk has not failed in it
+    keep: bool = False  # not to be removed: somebody may want to look
 
 
-def pack(record: Record, generation: int) -> bytes:
+@attrs.frozen
+class Damage:
+    """What a disk has lost that it had flushed: in the file at `path`, from octet `offset` on, up to `end`."""
+
+    path: str
+    offset: int
+    end: int
+
+    @property
+    def text(self) -> str:
+        """For the log."""
+        return (
+            f"the journal is damaged: the disk has lost or changed octets {self.offset} to {self.end} of {self.path}, "
+            f"which it had flushed. What stands behind them is used; mail that was in them is lost, or may be "
+            f"delivered again. The file is kept as {self.path}{KEPT}"
+        )
+
+
+@attrs.frozen
+class Content:
+    """What a segment holds: its use (None for one that holds nothing), the oldest generation that counts, the records,
+    and the parts (offset, end) that are damaged."""
+
+    use: Use | None = None
+    oldest: int = 0
+    records: tuple[Record, ...] = ()
+    damaged: tuple[tuple[int, int], ...] = ()
+
+
+def pack(record: Record, use: Use) -> bytes:
     """A record as it stands in a segment."""
-    head = _HEAD.pack(0, len(record.payload), generation, record.kind, record.number)[_CHECKSUM:]
+    length = len(record.payload)
+    head = _HEAD.pack(0, length, use.generation, use.secret, record.kind, record.number)[_CHECKSUM:]
     checksum = zlib.crc32(record.payload, zlib.crc32(head))
     return b"".join((checksum.to_bytes(_CHECKSUM, "big"), head, record.payload))
 
 
-def unpack(data: bytes) -> tuple[int, list[Record]]:
-    """The generation of a segment, and its records; (0, []) for one that holds nothing whole."""
+def pack_first(use: Use, oldest: int) -> bytes:
+    """The first record of a segment."""
+    return pack(Record(_FIRST, 0, _GENERATION.pack(oldest)), use)
+
+
+#: Octets of a segment's first record, and of its copy at the end.
+FIRST_SIZE = _HEAD.size + _GENERATION.size
+
+
+def _record_at(data: bytes, offset: int) -> tuple[Use, Record] | None:
+    """The whole record that begins there, if one does."""
+    if offset < 0 or offset + _HEAD.size > len(data):
+        return None
+    checksum, length, generation, secret, kind, number = _HEAD.unpack_from(data, offset)
+    end = offset + _HEAD.size + length
+    if not generation or end > len(data) or zlib.crc32(memoryview(data)[offset + _CHECKSUM : end]) != checksum:
+        return None
+    return Use(generation, secret), Record(kind, number, data[offset + _HEAD.size : end])
+
+
+def unpack(data: bytes) -> Content:
+    """What the octets of a segment say. ValueError for one that does not begin as one does."""
+    first = _record_at(data, 0) or _record_at(data, len(data) - FIRST_SIZE)
+    if first is None:
+        return Content()
+    use, record = first
+    if record.kind != _FIRST or len(record.payload) != _GENERATION.size:
+        raise ValueError(f"segment {use.generation} begins with a record {record.kind!r}")
+    [oldest] = _GENERATION.unpack(record.payload)
     found: list[Record] = []
-    generation = 0
-    offset = 0
-    view = memoryview(data)
-    while offset + _HEAD.size <= len(data):
-        checksum, length, written, kind, number = _HEAD.unpack_from(data, offset)
-        end = offset + _HEAD.size + length
-        if end > len(data) or (generation and written != generation) or not written:
+    damaged: list[tuple[int, int]] = []
+    flushed = _last_flush(data, use)
+    offset = FIRST_SIZE
+    while True:
+        offset = _read_on(data, offset, use, found)
+        if offset >= flushed:
             break
-        if zlib.crc32(view[offset + _CHECKSUM : end]) != checksum:
-            break
-        generation = written
-        found.append(Record(kind, number, data[offset + _HEAD.size : end]))
-        offset = end
-    return generation, found
+        start, offset = offset, _next_record(data, offset, use)
+        damaged.append((start, offset))
+    return Content(use, oldest, tuple(found), tuple(damaged))
+
+
+def _read_on(data: bytes, offset: int, use: Use, found: list[Record]) -> int:
+    """Append the records of this use from `offset` on to `found`, as far as they are whole; where that ends."""
+    while (one := _record_at(data, offset)) is not None and one[0] == use:
+        if one[1].kind not in (_FLUSHED, _FIRST):
+            found.append(one[1])
+        offset += _HEAD.size + len(one[1].payload)
+    return offset
+
+
+def _last_flush(data: bytes, use: Use) -> int:
+    """Up to where the octets were flushed, as the last record says that tells it."""
+    wanted = _USE.pack(use.generation, use.secret) + _FLUSHED
+    place = len(data)
+    while (place := data.rfind(wanted, 0, place)) >= 0:
+        if _record_at(data, place - _USE_AT) is not None:
+            return place - _USE_AT
+    return 0
+
+
+def _next_record(data: bytes, offset: int, use: Use) -> int:
+    """Where the next whole record of this use begins; there is one."""
+    wanted = _USE.pack(use.generation, use.secret)
+    place = data.find(wanted, offset + _USE_AT)
+    while _record_at(data, place - _USE_AT) is None:
+        place = data.find(wanted, place + 1)
+    return place - _USE_AT
 
 
 class Journal:
@@ -100,7 +207,10 @@ class Journal:
         self._current: _Segment | None = None
         self._used: list[_Segment] = []  # with records that count still, the current one included, oldest first
         self._generation = 0
+        self._use = Use(0, 0)
         self._offset = 0
+        self._tell_flush = False  # that all is flushed which stands in the segment so far
+        self.damage: list[Damage] = []  # what :meth:`read` has found
 
     @property
     def generation(self) -> int:
@@ -108,8 +218,11 @@ class Journal:
         return self._generation
 
     def read(self) -> list[Record]:
-        """All records that count, in the order in which they were written, durable now. OSError when the disk fails."""
-        segments: list[tuple[int, list[Record]]] = []
+        """All records that count, in the order in which they were written, durable now.
+
+        :attr:`damage` tells what of them is lost. OSError when the disk fails, ValueError for what is no segment.
+        """
+        segments: list[tuple[Use, Content, _Segment]] = []
         for name in sorted(self._disk.list_directory(self._directory)):
             if name.endswith(_SUFFIX):
                 segment = _Segment(os.path.join(self._directory, name), -1)
@@ -118,20 +231,23 @@ class Journal:
                 size = self._disk.fstat(segment.fd).st_size
                 # A crash while it was made leaves a shorter one; one of other settings may be longer.
                 segment.usable = size == self._size
-                generation, records = unpack(self._disk.pread(segment.fd, size, 0))
-                if generation:
+                content = unpack(self._disk.pread(segment.fd, size, 0))
+                if content.use is not None:
                     # A killed process has not flushed all that can be read; it must not be acted upon and then go.
                     self._disk.sync_data(segment.fd)
-                    segments.append((generation, records))
+                    segments.append((content.use, content, segment))
         if not segments:
             return []
-        segments.sort(key=lambda segment: segment[0])
-        self._generation = segments[-1][0]
-        first = segments[-1][1][0]
-        if first.kind != _FIRST or len(first.payload) != _GENERATION.size:
-            raise ValueError(f"segment {self._generation} begins with a record {first.kind!r}")
-        [oldest] = _GENERATION.unpack(first.payload)
-        return [record for generation, records in segments if generation >= oldest for record in records[1:]]
+        segments.sort(key=lambda one: one[0].generation)
+        self._generation = segments[-1][0].generation
+        oldest = segments[-1][1].oldest
+        counting = [(content, segment) for use, content, segment in segments if use.generation >= oldest]
+        for content, segment in counting:
+            if content.damaged:
+                segment.usable = False
+                segment.keep = True
+                self.damage += [Damage(segment.path, *part) for part in content.damaged]
+        return [record for content, _ in counting for record in content.records]
 
     def open(self) -> None:
         """Begin anew: nothing that was written so far counts from here on, durably. After :meth:`read`, or when a write
@@ -145,7 +261,10 @@ class Journal:
             segment = self._unusable.pop()
             close_quietly(self._disk, segment.fd)
             with contextlib.suppress(OSError):
-                self._disk.unlink(segment.path)
+                if segment.keep:
+                    self._disk.rename(segment.path, segment.path + KEPT)
+                else:
+                    self._disk.unlink(segment.path)
 
     def write(self, records: Iterable[Record], sync: bool) -> None:
         """Append records; with `sync`, they and all before them are durable when this returns.
@@ -155,20 +274,33 @@ class Journal:
         parts: list[bytes] = []
         size = 0
         for record in records:
-            data = pack(record, self._generation)
-            if self._offset + size + len(data) > self._size:
+            data = pack(record, self._use)
+            if self._tell_flush:
+                self._tell_flush = False
+                data = pack(Record(_FLUSHED, 0), self._use) + data
+            if self._offset + size + len(data) > self._room:
                 self._append(parts)
                 parts, size = [], 0
                 self._sync()
                 self._rotate()
-                data = pack(record, self._generation)
-                if self._offset + len(data) > self._size:
+                self._tell_flush = False  # there is but the first record
+                data = pack(record, self._use)
+                if self._offset + len(data) > self._room:
                     raise OSError(errno.EFBIG, f"a record of {len(data)} octets does not fit in a segment")
             parts.append(data)
             size += len(data)
         self._append(parts)
         if sync:
             self._sync()
+            if not parts and self._offset + _HEAD.size <= self._room:
+                # Nobody writes at the moment; this need not be flushed.
+                self._tell_flush = False
+                self._append([pack(Record(_FLUSHED, 0), self._use)])
+
+    @property
+    def _room(self) -> int:
+        """Octets of a segment before the copy of its first record."""
+        return self._size - FIRST_SIZE
 
     def release(self, oldest: int) -> None:
         """Generations before `oldest` do not count any more; their segments may be used again."""
@@ -192,8 +324,12 @@ class Journal:
         segment.generation = self._generation
         self._current = segment
         self._used.append(segment)
+        self._use = Use.make(self._generation)
+        self._offset = self._room
+        first = pack_first(self._use, self._used[0].generation)
+        self._append([first])
         self._offset = 0
-        self._append([pack(Record(_FIRST, 0, _GENERATION.pack(self._used[0].generation)), self._generation)])
+        self._append([first])
         # Alone, before anything lies behind it: were only that to survive a crash, the segment would still be read as
         # what it was before, without the ends of its messages.
         self._sync()
@@ -230,6 +366,7 @@ class Journal:
         except OSError:
             self._current.usable = False
             raise
+        self._tell_flush = True
 
 
 # What the payloads hold.
@@ -267,7 +404,9 @@ class Entry:
             elif kind == MARK:
                 letter, offset = _MARK.unpack(payload)
                 assert self.channels is not None
-                self.channels[_CHANNELS[letter]][offset] = ord("D")
+                channel = self.channels[_CHANNELS[letter]]
+                assert channel[offset] in b"TD"
+                channel[offset] = ord("D")
             elif kind == POSTPONE:
                 letter, due = _DUE.unpack(payload)
                 self.due[_CHANNELS[letter]] = due
@@ -317,8 +456,11 @@ def _read_routed(payload: bytes) -> Iterator[tuple[str, bytearray]]:
         offset = start + length
 
 
-def replay(records: Iterable[Record]) -> dict[int, Entry]:
-    """The messages that were accepted and not yet ended, by number. ValueError for records that make no sense."""
+def replay(records: Iterable[Record], *, with_gaps: bool = False) -> dict[int, Entry]:
+    """The messages that were accepted and not yet ended, by number.
+
+    ValueError for records that make no sense; `with_gaps`, they are passed over, as are those of other messages.
+    """
     entries: dict[int, Entry] = {}
     for record in records:
         if record.kind == ACCEPT:
@@ -331,5 +473,9 @@ def replay(records: Iterable[Record]) -> dict[int, Entry]:
         elif record.kind == END:
             entries.pop(record.number, None)
         elif record.number in entries:
-            entries[record.number].apply(record)
+            try:
+                entries[record.number].apply(record)
+            except ValueError:
+                if not with_gaps:
+                    raise
     return entries

@@ -117,6 +117,8 @@ class JournaledQueue(FileQueue):
                 raise
             _log.warn("there is no room for the journal ({error}): messages go to files", error=error)
             return
+        for damage in self._journal.damage:
+            _log.critical("{text}", text=damage.text)
         for old, new in found:
             _log.info("message {old} was in the journal, and is message {new} in files now", old=old, new=new)
         if not self._in_use:

@@ -27,6 +27,8 @@ def journal_directory(layout: Layout) -> str:
 def recover(disk: Disk, layout: Layout, journal: Journal, numbers: Numbers) -> list[tuple[int, int]]:
     """Settle what is in the journal, and begin it anew, empty; under the queue's lock.
 
+    What a disk has lost of it is told by ``journal.damage``; what stands behind that is recovered, too.
+
     Returns (number in the journal, number now) for each message that there was: in a copy of a queue, the files that
     hold the numbers are not what they were. Unrecoverable, or another OSError where the journal was empty and cannot be
     begun.
@@ -36,7 +38,8 @@ def recover(disk: Disk, layout: Layout, journal: Journal, numbers: Numbers) -> l
         disk.make_directory(directory, 0o700)
         disk.fsync_directory(layout.directory)
     try:
-        left = list(replay(journal.read()).values())
+        found = journal.read()
+        left = list(replay(found, with_gaps=bool(journal.damage)).values())
     except (OSError, ValueError) as error:
         raise Unrecoverable(0, f"the journal cannot be read: {error}", directory) from error
     if not left:

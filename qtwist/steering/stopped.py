@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar, cast
@@ -126,6 +127,8 @@ class StoppedQueue:
         journal = Journal(self._disk, directory)
         try:
             recover(self._disk, self._layout, journal, Numbers(self._disk, self._layout, directory))
+            for damage in journal.damage:
+                sys.stderr.write(f"qtwist queue: warning: {damage.text}\n")
         finally:
             journal.close()
 
