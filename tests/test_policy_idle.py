@@ -57,8 +57,8 @@ class Present(SynchronousTestCase):
 
 
 class Asked(PolicyCase):
-    def asked_names(self, factory: Any, one: Session, hook: str, **how: bool) -> list[str]:
-        return [asked.__self__.name or type(asked.__self__).__name__ for asked in factory.hooks_for(one, **how)[hook]]
+    def asked_names(self, hooks: Any, hook: str) -> list[str]:
+        return [asked.__self__.name or type(asked.__self__).__name__ for asked in hooks[hook]]
 
     def test_by_files_and_variables(self) -> None:
         class Own(Policy):
@@ -66,7 +66,7 @@ class Asked(PolicyCase):
                 """Asked always."""
 
         factory = self.factory(Own())
-        asked = lambda **variables: self.asked_names(factory, session(**variables), "rcpt")  # noqa: E731
+        asked = lambda **variables: self.asked_names(factory.hooks_after_connect(session(**variables)), "rcpt")  # noqa: E731
         self.assertEqual(asked(), ["Own", "rcpthosts"])
         self.assertEqual(asked(RBLSMTPD="x", TARPITCOUNT="1"), ["Own", "rblsmtpd", "tarpit", "rcpthosts"])
         for name in ("badmailto", "badmailfrom", "greylisting", "rcptcheck", "dnsbllist", "tarpitcount"):
@@ -78,13 +78,13 @@ class Asked(PolicyCase):
 
     def test_before_the_rules_were_asked(self) -> None:
         """They may set any variable."""
-        connecting = self.asked_names(self.factory(), session(), "connect", connected=False)
+        connecting = self.asked_names(self.factory().hooks_for(frozenset(), None), "connect")
         self.assertEqual(connecting, ["limits", "rblsmtpd", "greetdelay", "badmailfrom", "rcpthosts"])
 
     def test_bounded(self) -> None:
         factory = self.factory()
         for number in range(300):
-            factory.hooks_for(session(**{f"V{number}": "x"}))
+            factory.hooks_after_connect(session(**{f"V{number}": "x"}))
         self.assertLessEqual(len(factory._asked), 100)
 
 

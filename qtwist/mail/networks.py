@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 _IPV4_BITS = 24
 _IPV6_BITS = 64
 
 
+@lru_cache(maxsize=4096)
 def network_of(ip: str) -> str:
     """The network that an address counts with: IPv4 /24, IPv6 /64; what is no address counts for itself."""
     try:

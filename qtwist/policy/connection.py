@@ -206,7 +206,7 @@ class PolicyConnection(TwistedProtocol):
                 if isinstance(opinion, Drop):
                     self._drop(opinion)
                     return
-                self.hooks = self.factory.hooks_for(self.session)  # now that all variables are set
+                self.hooks = self.factory.hooks_after_connect(self.session)  # now that all variables are set
             then(opinion)
 
         try:

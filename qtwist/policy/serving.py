@@ -107,11 +107,9 @@ class PolicyFactory(DrainingFactory[C]):
             *(policy for policy in standard.values() if policy not in listed),
         ]
 
-    def hooks_for(self, session: Session, *, connected: bool = True) -> Hooks:
-        """The hooks that are asked on a connection: not those of policies that are idle there. Before the `connect`
-        hooks were asked (not `connected`) any variable may still be set."""
-        present = self._presence.get()
-        known = frozenset(session.environment) if connected else None
+    def hooks_for(self, present: frozenset[str], known: frozenset[bytes] | None) -> Hooks:
+        """The hooks that are asked on a connection: not those of policies that are idle where these control files are
+        `present` and these variables are `known`; None before the `connect` hooks were asked, which may set any."""
         asked = self._asked.get((present, known))
         if asked is None:
             if len(self._asked) >= _MOST_COMBINATIONS:
@@ -120,15 +118,20 @@ class PolicyFactory(DrainingFactory[C]):
             asked = self._asked[present, known] = {name: hooks(chain, name) for name in HOOKS}
         return asked
 
+    def hooks_after_connect(self, session: Session) -> Hooks:
+        """The hooks that are asked once `connect` has set all variables."""
+        return self.hooks_for(self._presence.get(), frozenset(session.environment))
+
     def make_session(self, transport: Any) -> Session:
         """The session of a new connection, its environment as tcpserver would set it (spec/qmail.md §4)."""
         return Session.of(transport)
 
     def connection_made(self, connection: C) -> int:
         session = connection.session
-        connection.hooks = self.hooks_for(session, connected=False)
+        present = self._presence.get()
+        connection.hooks = self.hooks_for(present, None)
         try:
-            traced = "trace" in self._presence.get() and self._traced.get().has(session.remote_ip)
+            traced = "trace" in present and self._traced.get().has(session.remote_ip)
         except ControlError as error:
             _log.error("{error}", error=error)
         else:

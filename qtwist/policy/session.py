@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 
@@ -25,6 +26,7 @@ def plain_ip(host: str) -> str:
     return host
 
 
+@lru_cache(maxsize=4096)
 def is_local(ip: str) -> bool:
     """Whether a peer is on this host: a loopback address, or none, as of a Unix socket."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: A watch hears when its directory is moved or removed, but not when one above it is, or when another file system is
+#: mounted there: that is looked at once in so many seconds.
+_INTERVAL = 1.0
+
 _watches: WeakKeyDictionary[Control, _Watch] = WeakKeyDictionary()
 
 
@@ -25,6 +30,7 @@ class _Watch:
         self._directory = directory
         self._watch: DirectoryWatch | None = None
         self._opened = 0  # how many there were
+        self._look_again = 0.0  # when to see whether the directory is still the one that is watched
         self._hopeless = False
 
     def version(self) -> tuple[int, int] | None:
@@ -32,11 +38,14 @@ class _Watch:
         if self._hopeless:
             return None
         try:
-            status = os.stat(self._directory)
             watch = self._watch
-            if watch is None or (status.st_ino, status.st_dev) != (watch.inode, watch.device):
-                self._watch = watch = DirectoryWatch(self._directory)
-                self._opened += 1
+            now = time.monotonic()
+            if watch is None or now >= self._look_again:
+                self._look_again = now + _INTERVAL
+                status = os.stat(self._directory)
+                if watch is None or (status.st_ino, status.st_dev) != (watch.inode, watch.device):
+                    self._watch = watch = DirectoryWatch(self._directory)
+                    self._opened += 1
         except FileNotFoundError:
             return None
         except OSError:
