@@ -467,6 +467,16 @@ class Limits(Case):
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertIn("end (timeout)", self.logged[-1])
 
+    def test_an_octet_at_a_time(self) -> None:
+        """A command has to be whole in time."""
+        client = self.client()
+        for octet in b"NOOP                ":
+            self.clock.advance(59)
+            client.protocol.dataReceived(bytes([octet]))
+        self.assertFalse(client.transport.aborted)
+        self.clock.advance(20)
+        self.assertTrue(client.transport.aborted)
+
     def test_our_own_slowness_is_no_timeout(self) -> None:
         client = self.client()
         slow = self.mailbox.answers["sizes"] = Deferred()

@@ -26,6 +26,7 @@ from qtwist.mail.address import Address
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.policy import Policy, ReceivedMessage, Reply, Session, accept, refuse
 from qtwist.smtpd.factory import SMTPFactory
+from qtwist.smtpd.protocol import SLOWEST
 
 NOW = 1792983845.5  # 2026-10-25 22:24:05 UTC
 
@@ -623,7 +624,7 @@ class Limits(WithFactory):
         self.clock.advance(29)
         self.assertEqual(client.codes(*MESSAGE), [250, 250, 354])
         self.clock.advance(29)
-        client.say(b"x")
+        client.say(b"x" * 2900)
         self.clock.pump([10, 10, 9])
         self.assertEqual(client.replies(), [])
         self.clock.advance(1)
@@ -637,6 +638,57 @@ class Limits(WithFactory):
         client.hang_up()
         self.assertTrue(self.queue.messages[0].aborted)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_an_octet_at_a_time(self) -> None:
+        """A command has to be whole in time, and a message has to come on: nobody holds a connection by an octet now
+        and then."""
+        client = self.client()
+        for octet in b"MAIL FROM:<a@b.test>":
+            self.clock.advance(59)
+            client.protocol.dataReceived(bytes([octet]))
+        self.assertEqual(client.replies(), [])
+        self.clock.advance(20)
+        self.assertEqual(client.replies()[0][:4], b"451 ")
+        client = self.client()
+        client.say(*MESSAGE)
+        for _ in range(120):  # two hours
+            self.assertEqual(client.replies(), [])
+            client.protocol.dataReceived(b"x" * (60 * SLOWEST))
+            self.clock.advance(60)
+        for _ in range(20):
+            self.assertEqual(client.replies(), [])
+            client.protocol.dataReceived(b"x")
+            self.clock.advance(60)
+        self.assertEqual(client.replies()[0][:4], b"451 ")
+        client.hang_up()
+        self.assertTrue(self.queue.messages[0].aborted)
+
+    def test_half_as_fast(self) -> None:
+        """§16.1: a slow line is no attack: a message at half the speed still has twice the timeout."""
+        client = self.client()
+        client.say(*MESSAGE)
+        for _ in range(38):
+            client.protocol.dataReceived(b"x" * (30 * SLOWEST - 2) + b"\r\n")
+            self.clock.advance(60)
+            self.assertEqual(client.replies(), [])
+        self.assertEqual(client.say(b".")[0][:4], b"250 ")
+
+    def test_commands_for_ever(self) -> None:
+        """Commands without a message do not hold a connection for ever; a message starts anew."""
+        client = self.client()
+
+        def hours() -> float:
+            begun = self.clock.seconds()
+            while client.codes(b"NOOP") == [250]:
+                self.clock.advance(600)
+            return (self.clock.seconds() - begun) / 3600
+
+        for _ in range(19):
+            self.clock.advance(600)
+            self.assertEqual(client.codes(b"NOOP"), [250])
+        self.assertEqual(client.codes(*MESSAGE, b"."), [250, 250, 354, 250])
+        self.assertEqual(round(hours(), 1), 3.3)
+        self.assertEqual(client.say(b"NOOP"), [])
 
     def test_a_commit_is_never_timed_out(self) -> None:
         commit: Deferred[Accepted] = Deferred()

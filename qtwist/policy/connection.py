@@ -70,7 +70,7 @@ class PolicyConnection(TwistedProtocol):
         self._choked = False  # the client does not take our answers
         self._paused = False  # we do not read from the client
         self._leaving = False  # all is said, or the connection is gone
-        self._last = 0.0  # when the client gave a sign of life
+        self._last = 0.0  # from when on it is the client who keeps us waiting
         self._asked: tuple[object, ...] = ()  # what the policies were asked about last
         self.tracer: Tracer | None = None
         self.hooks: Hooks = {}
@@ -130,6 +130,7 @@ class PolicyConnection(TwistedProtocol):
         if data:
             if self.tracer is not None:
                 self.tracer.sent(data)
+            self._last = self.factory.clock.seconds()
             write(transport, data)
         if not engine.closed:
             self._regulate()

@@ -85,7 +85,7 @@ class POP3Protocol(TLSConnection, Protocol):
         self._retrieved = 0
         self._deleted = 0
         self._octets = 0
-        self._last = 0.0  # when the client gave a sign of life
+        self._last = 0.0  # from when on it is the client who keeps us waiting
         self._timeout = 1200
         self._timer: IDelayedCall | None = None
 
@@ -134,7 +134,6 @@ class POP3Protocol(TLSConnection, Protocol):
         self._pump()
 
     def dataReceived(self, data: bytes) -> None:
-        self._last = self.factory.clock.seconds()
         self._engine.receive(data)
         self._pump()
 
@@ -224,6 +223,7 @@ class POP3Protocol(TLSConnection, Protocol):
     def _flush(self) -> None:
         data = self._engine.data_to_send()
         if data:
+            self._last = self.factory.clock.seconds()
             transport: Any = self.transport
             write(transport, data)
 

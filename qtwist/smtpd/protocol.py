@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
 log = Logger(namespace="qtwist.smtpd")
 
+#: Octets per second at which a message has to come, on the average.
+SLOWEST = 100
+
+#: Times control/timeoutsmtpd that a client may go on with commands, and without a message.
+PATIENCE = 10
+
 CANNOT_READ = Reply(421, b"the configuration cannot be read (#4.3.0)")
 TOO_MANY = Reply(421, b"too many connections, try again later (#4.3.2)")
 CLOSING = Reply(421, b"the service is shutting down, try again later (#4.3.2)")
@@ -41,8 +47,10 @@ NO_QUEUE = Reply(451, b"the queue cannot take a message now (#4.3.0)")
 class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
     """Feeds a :class:`SMTPServer` and does what it asks.
 
-    It reads no further than the disk can follow and the client takes its answers. A client that says nothing for
-    control/timeoutsmtpd seconds gets 451 and is left; one that does not read is left without a word.
+    It reads no further than the disk can follow and the client takes its answers. A client has control/timeoutsmtpd
+    seconds for each command, however it comes; a message has to come at :data:`SLOWEST` octets per second, with as many
+    seconds to spare; without a message it may go on for :data:`PATIENCE` times as long. Who is slower gets 451 and is
+    left; who does not read is left without a word.
     """
 
     factory: SMTPFactory
@@ -54,6 +62,7 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
         self._settings: Settings | None = None
         self._timeout = 1200
         self._timer: IDelayedCall | None = None
+        self._without_message = 0.0  # since when there was none
 
     # What the transport calls
 
@@ -92,14 +101,15 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
             else:
                 log.debug("{id}: connection from {ip}", id=session.id, ip=session.remote_ip)
             self._engine.offer_tls = factory.certificates.usable
-        self._last = factory.clock.seconds()
+        self._last = self._without_message = factory.clock.seconds()
         self._timer = factory.clock.callLater(self._timeout, self._tick)
         self._engine.secured = self.is_tls_from_the_start(session.id)
         self._pump()
 
     def dataReceived(self, data: bytes) -> None:
         self.hear(data)
-        self._last = self.factory.clock.seconds()
+        if self._engine.in_message:
+            self._last = min(self.factory.clock.seconds(), self._last + len(data) / SLOWEST)
         self._engine.receive(data)
         self._pump()
 
@@ -130,10 +140,13 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
     def _tick(self) -> None:
         """The timer has run out: was the client really silent for so long?"""
         clock = self.factory.clock
-        left = min(self._timeout, self._last + self._timeout - clock.seconds())  # the clock may have been set back
+        now = clock.seconds()
+        left = min(self._timeout, self._last + self._timeout - now)  # the clock may have been set back
+        if not self._engine.in_message:
+            left = min(left, self._without_message + PATIENCE * self._timeout - now)
         if left <= 0:
             left = self._timeout
-            self._last = clock.seconds()
+            self._last = now
             transport: Any = self.transport
             if self._choked or self._leaving or self.handshaking:
                 self._timer = None
@@ -313,6 +326,7 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
         """The message has its answer; the transaction is over."""
         self._abort()
         self._header = None
+        self._without_message = self.factory.clock.seconds()
         if reply.positive:
             self._engine.reply(reply)
         else:
