@@ -381,6 +381,15 @@ _TABLE = (
         "maxrecipients", INTEGER, _SMTPD, "connection", "most recipients of one message", 10000, check=checks.number(1)
     ),
     ControlFile(
+        "memoryminfree",
+        INTEGER,
+        (*_QUEUED, "qmail-queue"),
+        "connection",
+        "octets of memory that must be [free](running.md#bounds); 0: none",
+        16 * 1024 * 1024,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "mfcheck",
         INTEGER,
         _QUEUED,

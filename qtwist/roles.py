@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
@@ -22,6 +22,7 @@ from qtwist.local.spawn import LocalSpawner
 from qtwist.mail.envelope import Origin
 from qtwist.policy.watched import Watched
 from qtwist.queue.door import DoorFactory, DoorPlace
+from qtwist.queue.memory import Memory
 from qtwist.queue.peers import origin_of, owner
 from qtwist.queue.room import Room
 from qtwist.remote.spawn import RemoteSpawner
@@ -158,9 +159,13 @@ class DoorService(Service):
     def __init__(self, home: Home, network: frozenset[int] = frozenset()) -> None:
         self.home = home
         self.place = DoorPlace(os.path.join(home.path, "run"))
-        least = Watched(home.control, ("queueminfree",), lambda: home.control.integer("queueminfree"))
-        room = Room(home.queue_path, least.get, home.reactor.seconds)
-        self.factory = DoorFactory(home.queue, self._origin, clock=home.reactor, network=network, room=room)
+
+        def least(name: str) -> Callable[[], int]:
+            return Watched(home.control, (name,), lambda: home.control.integer(name)).get
+
+        seconds = home.reactor.seconds
+        reserves = Room(home.queue_path, least("queueminfree"), seconds), Memory(least("memoryminfree"), seconds)
+        self.factory = DoorFactory(home.queue, self._origin, clock=home.reactor, network=network, reserves=reserves)
         self._network = network
         self._port: IListeningPort | None = None
 

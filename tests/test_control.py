@@ -72,6 +72,7 @@ TABLE = {
     "greylistexempt": ("list", None, False),
     "greylisting": ("list", None, False),
     "helocheck": ("int", 0, False),
+    "memoryminfree": ("int", 16777216, False),
     "mfcheck": ("int", 0, False),
     "rcptcheck": ("int", 0, False),
     "tarpitcount": ("int", 0, False),

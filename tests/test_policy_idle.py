@@ -79,7 +79,7 @@ class Asked(PolicyCase):
     def test_before_the_rules_were_asked(self) -> None:
         """They may set any variable."""
         connecting = self.asked_names(self.factory().hooks_for(frozenset(), None), "connect")
-        self.assertEqual(connecting, ["limits", "rblsmtpd", "greetdelay", "badmailfrom", "rcpthosts"])
+        self.assertEqual(connecting, ["limits", "memory", "rblsmtpd", "greetdelay", "badmailfrom", "rcpthosts"])
 
     def test_bounded(self) -> None:
         factory = self.factory()

@@ -26,6 +26,7 @@ Exit codes: 0 done, 100 wrong use or nothing found, 111 a file cannot be read.
 #: What the rules are that log lines name, for somebody who has never heard of them.
 RULES = {
     "tcprules": "control/tcp.smtp (or tcp.qmtp …) has a rule about the client that says deny.",
+    "memory": "There was too little memory for more: control/memoryminfree.",
     "queueroom": "There was too little room for mail where the queue lies: control/queueminfree.",
     "limits": "The client, or its network, has as many connections as control/maxconnip, maxconnc, connrateip and "
     "connratec allow. It may try again later.",

@@ -8,6 +8,7 @@ from qtwist.policy.badmailfrom import BadMailFrom, BadRcptTo
 from qtwist.policy.base import Policy
 from qtwist.policy.greeting import BadHelo, GreetDelay, MailFromCheck, Tarpit
 from qtwist.policy.greylist import Greylist
+from qtwist.policy.memory import MemoryFree
 from qtwist.policy.rblsmtpd import RBLSMTPd
 from qtwist.policy.rcpthosts import RcptHosts
 from qtwist.policy.recipients import Recipients
@@ -17,6 +18,7 @@ from qtwist.policy.surroundings import Surroundings
 #: In the order in which they are asked: what costs nothing first, and questions about a recipient once it is one of
 #: ours. None of them ever accepts for good, so that no order of them opens a relay.
 STANDARD: dict[str, Callable[[Surroundings], Policy]] = {
+    "memory": MemoryFree,
     "queueroom": QueueRoom,
     "rblsmtpd": RBLSMTPd,  # asks its questions at connect, so that greetdelay does not wait for nothing
     "greetdelay": GreetDelay,

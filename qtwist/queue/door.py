@@ -13,7 +13,7 @@ import stat
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IAddress, IListeningPort, IReactorTime
@@ -24,7 +24,7 @@ from qtwist.mail.envelope import Origin
 from qtwist.queue.accept import WRITE_ERROR
 from qtwist.queue.pipelining import PipelinedRequests
 from qtwist.queue.request import RequestProtocol
-from qtwist.queue.room import Room
+from qtwist.queue.room import Reserve
 from qtwist.serving import DrainingFactory
 from qtwist.wire.pipelined import MARK
 from qtwist.wire.qmqp import QMQPServer
@@ -84,8 +84,9 @@ class DoorProtocol(RequestProtocol):
             self.answer(BUSY, b"ZYou have too many connections to the queue at once. (#4.3.2)")
 
     def begin(self) -> IIncomingMessage:
-        if self.factory.room is not None and not self.factory.room.has():
-            raise QueueError(WRITE_ERROR, "there is too little room for it (control/queueminfree)")
+        for reserve in self.factory.reserves:
+            if not reserve.has():
+                raise QueueError(WRITE_ERROR, f"there is too little room for it (control/{reserve.control})")
         return self.factory.queue.begin(self.factory.origin(self.uid))
 
     def dataReceived(self, data: bytes) -> None:
@@ -111,7 +112,7 @@ class DoorFactory(DrainingFactory[DoorProtocol]):
     """Serves the door in front of `queue`; `origin` says what a user id is called (spec/qmail.md §6.2).
 
     The accounts of `network` are our own servers, which limit their clients themselves: they are not counted. Without
-    `room`, nothing is taken.
+    enough of one of `reserves`, nothing is taken.
     """
 
     protocol: Callable[[], DoorProtocol] = DoorProtocol  # type: ignore[assignment]  # narrower than Factory has it
@@ -125,10 +126,10 @@ class DoorFactory(DrainingFactory[DoorProtocol]):
         now: Callable[[], float] = time.time,
         peer_uid: Callable[[Any], int] = peer_uid,
         network: frozenset[int] = frozenset(),
-        room: Room | None = None,
+        reserves: Sequence[Reserve] = (),
     ) -> None:
         super().__init__()
-        self.room = room
+        self.reserves = reserves
         self.network = network
         self.queue = queue
         self.origin = origin

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import attrs
 from twisted.logger import Logger
 
 _log = Logger(namespace="qtwist.queue")
 
-#: Seconds for which an answer of the file system counts.
+#: Seconds for which an answer counts.
 INTERVAL = 1.0
 #: Inodes that have to be free, where the file system counts them. A message of the queue needs five, and one on its way
 #: into a mailbox two.
@@ -21,9 +22,70 @@ LEAST_INODES = 1000
 AGAIN = 1.25
 
 
-class Room:
-    """The file system of `directory`, which need not be readable. `least` tells how many octets have to be free there
-    (0: none, nothing is looked at), `seconds` the time."""
+@attrs.frozen
+class Free:
+    """How many octets are free of something, and which: ``in /var/qmail/queue``; of inodes, too, where they are
+    counted."""
+
+    octets: int
+    where: str
+    inodes: int | None = None
+
+
+class Reserve:
+    """Something of which a part has to stay free for mail to be taken.
+
+    `least` tells how many octets (0: none, nothing is looked at), `look` how many there are, None where nobody knows;
+    `seconds` the time. `control` is the control file of `least`, for the log.
+    """
+
+    def __init__(
+        self, control: str, least: Callable[[], int], look: Callable[[], Free | None], seconds: Callable[[], float]
+    ) -> None:
+        self.control = control
+        self._least = least
+        self._look = look
+        self._seconds = seconds
+        self._until = float("-inf")  # for so long counts what was found last
+        self._free: Free | None = None
+        self._lacking = False
+
+    def has(self, octets: int = 0) -> bool:
+        """Whether a message of so many octets may come. The log tells when mail is no longer taken, and when it is
+        again. Where nobody knows, there is enough."""
+        least = self._least()
+        if least <= 0:
+            self._lacking = False
+            return True
+        now = self._seconds()
+        if now >= self._until or self._until > now + INTERVAL:
+            self._free = self._look()
+            if self._free is not None:
+                self._until = now + INTERVAL
+        if self._free is None:
+            return True
+        self._judge(self._free, least)
+        return not self._lacking and self._free.octets - octets >= least
+
+    def _judge(self, free: Free, least: int) -> None:
+        factor = AGAIN if self._lacking else 1
+        full = free.octets < least * factor
+        crowded = free.inodes is not None and free.inodes < LEAST_INODES * factor
+        if self._lacking and not (full or crowded):
+            self._lacking = False
+            _log.warn("there is room {where} again: mail is taken", where=free.where)
+        elif (full or crowded) and not self._lacking:
+            self._lacking = True
+            _log.error(
+                "only {what} are free {where}: no mail is taken until there are more (control/{control})",
+                what=f"{free.octets} octets" if full else f"{free.inodes} inodes",
+                where=free.where,
+                control=self.control,
+            )
+
+
+class Room(Reserve):
+    """The file system of `directory`, which need not be readable."""
 
     def __init__(
         self,
@@ -32,51 +94,14 @@ class Room:
         seconds: Callable[[], float],
         statvfs: Callable[[str], os.statvfs_result] = os.statvfs,
     ) -> None:
+        super().__init__("queueminfree", least, self._ask, seconds)
         self._directory = directory
-        self._least = least
-        self._seconds = seconds
         self._statvfs = statvfs
-        self._until = float("-inf")  # for so long counts what was found last
-        self._free = 0
-        self._inodes: int | None = None
-        self._lacking = False
 
-    def has(self, octets: int = 0) -> bool:
-        """Whether a message of so many octets may come. The log tells when mail is no longer taken, and when it is
-        again. Where the file system gives no answer, there is room."""
-        least = self._least()
-        if least <= 0:
-            self._lacking = False
-            return True
-        now = self._seconds()
-        if now >= self._until:
-            if not self._look():
-                return True
-            self._until = now + INTERVAL
-            self._judge(least)
-        return not self._lacking and self._free - octets >= least
-
-    def _look(self) -> bool:
+    def _ask(self) -> Free | None:
         try:
             found = self._statvfs(self._directory)
         except OSError:
-            return False
-        self._free = found.f_bavail * found.f_frsize
-        self._inodes = found.f_favail if found.f_files else None
-        return True
-
-    def _judge(self, least: int) -> None:
-        factor = AGAIN if self._lacking else 1
-        full = self._free < least * factor
-        crowded = self._inodes is not None and self._inodes < LEAST_INODES * factor
-        if self._lacking and not (full or crowded):
-            self._lacking = False
-            _log.warn("there is room in {directory} again: mail is taken", directory=self._directory)
-        elif (full or crowded) and not self._lacking:
-            self._lacking = True
-            what = f"{self._free} octets" if full else f"{self._inodes} inodes"
-            _log.error(
-                "only {what} are free in {directory}: no mail is taken until there are more (control/queueminfree)",
-                what=what,
-                directory=self._directory,
-            )
+            return None
+        inodes = found.f_favail if found.f_files else None
+        return Free(found.f_bavail * found.f_frsize, f"in {self._directory}", inodes)

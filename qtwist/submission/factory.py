@@ -23,6 +23,7 @@ from qtwist.interfaces import IQueueEntrance
 from qtwist.policy.base import Policy
 from qtwist.policy.limits import ClientLimits
 from qtwist.policy.loader import load_policies
+from qtwist.policy.memory import MemoryFree
 from qtwist.policy.rcpthosts import RcptHosts
 from qtwist.policy.relay import LoginMayRelay
 from qtwist.policy.room import QueueRoom
@@ -94,6 +95,7 @@ class SubmissionFactory(SMTPFactory):
             *load_policies(control, file="submissionpolicies"),
             OwnSender(control, self._addresses, self._run),
             UserLimits(control, self._seconds),
+            MemoryFree(self.surroundings),
             QueueRoom(self.surroundings),
             RcptHosts(control),  # which nobody meets who has logged in, and everybody else
         ]

@@ -394,6 +394,28 @@ class WrongClock(FaultCase):
         self.assertEqual(daemon.stop(), 0)
 
 
+class NoMemory(FaultCase):
+    def test_refusals(self) -> None:
+        """§6.3: while too little memory is free, connections are told so, and programs here; then all goes on."""
+        daemon = self.start()
+        self.assertEqual(self.answer(self.address), 250)
+        self.write_control("memoryminfree", f"{10**18}\n")
+        wait_until("421", lambda: self.greeting()[:4] == b"421 ")
+        daemon.log.wait("octets are free of .*no mail is taken until there are more .control/memoryminfree.")
+        daemon.log.wait("connection answered 421 not enough memory.*rule=memory")
+        error = self.assertRaises(QueueRefused, submit, self.home, [b"hello\n"], b"", [self.address.encode()], {})
+        self.assertEqual((error.code, error.letter), (53, b"Z"))
+        self.assert_no_busy_loop(daemon)
+        self.write_control("memoryminfree", "1\n")
+        wait_until("220", lambda: self.greeting()[:4] == b"220 ")
+        self.assertEqual(self.answer(self.address), 250)
+        self.wait_empty_queue()
+
+    def greeting(self) -> bytes:
+        with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as one:
+            return one.recv(1000)
+
+
 class Overload(FaultCase):
     control = {"concurrencyincoming": "1000\n"}
 
