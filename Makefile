@@ -15,7 +15,7 @@ JOURNAL := 0
 # Debian keeps Postfix's smtp-source and smtp-sink there.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: bench fuzz soak-faults help demo demo-stop test lint types build clean
+.PHONY: bench fuzz soak-faults soak-overload help demo demo-stop test lint types build clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make test       run the tests'
 	@echo 'make soak       stop the machine at random points for SECONDS=…, then try every mutation of the syncs'
 	@echo 'make soak-faults SECONDS=600 JOURNAL=1  kill the daemon and its roles under load, and account for every message'
+	@echo 'make soak-overload            ten times the load of the tests of overload'
 	@echo 'make fuzz SECONDS=600         hostile bytes for every engine and parser'
 	@echo 'make lint       check style and formatting'
 	@echo 'make types      check types'
@@ -74,6 +75,11 @@ build: $(VENV)/.installed-lint
 # Real processes killed under load; as root, each role too.
 soak-faults: $(VENV)/.installed-test
 	SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) SOAK_JOURNAL=$(JOURNAL) $(RUN) -m twisted.trial --reporter=text tests.soak.test_kills
+
+# Ten times the overload of the tests; more with OVERLOAD=N.
+OVERLOAD := 10
+soak-overload: $(VENV)/.installed-test
+	OVERLOAD=$(OVERLOAD) $(RUN) -m twisted.trial --reporter=text tests.e2e.test_overload
 
 # Engines and parsers with bytes that nobody meant.
 $(VENV)/.installed-fuzz: pyproject.toml | $(VENV)/.installed-test
