@@ -36,6 +36,21 @@ ENDINGS = (
     b"\n\0.\n",
     b"\r\0\n.\r\0\n",
     b"\n.\0\n",
+    b"\r\n\0.\r",
+    b"\r\n\0.\n",
+    b"\r\n.\r\0\n",
+    b"\r\n.\0\n",
+)
+
+#: Lines that are no end of data for anybody who reads RFC 5321, and that some have taken for one: they are contents.
+CONTENTS = (
+    b"\r\n. \r\n",
+    b"\r\n.\t\r\n",
+    b"\r\n .\r\n",
+    b"\x0b.\x0b",
+    b"\x0c.\x0c",
+    b"\x85.\x85",
+    b"\xe2\x80\xa8.\xe2\x80\xa8",
 )
 
 #: How servers were found to cut what they get into lines, and what they drop before.
@@ -112,6 +127,20 @@ class Inbound(SynchronousTestCase):
                     self.assertIsNotNone(end.refusal)
                     self.assertTrue(engine.closed)
                     self.assertNotIn(b"evil", b"".join(getattr(event, "data", b"") for event in events))
+
+    def test_contents(self) -> None:
+        """What is no end of data stays in the one message there is, and leaves as such."""
+        start = b"EHLO relay.example\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\nSubject: x\r\n\r\nhello"
+        for contents in CONTENTS:
+            for step in (1, 2, 10_000):
+                with self.subTest(contents=contents, step=step):
+                    events, _ = self.talk(start + contents + SMUGGLED, step)
+                    self.assertEqual(sum(isinstance(event, Mail) for event in events), 1)
+                    [end] = [event for event in events if isinstance(event, EndOfMessage)]
+                    self.assertIsNone(end.refusal)
+                    body = b"".join(getattr(event, "data", b"") for event in events)
+                    self.assertIn(b"MAIL FROM:<evil@example.org>\n", body)
+                    self.assertEqual(stuffed(body).count(b"\r\n.\r\n"), 1)
 
     def test_the_true_end(self) -> None:
         """So that the test above can fail."""
