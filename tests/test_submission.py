@@ -180,6 +180,16 @@ class Messages(SubmissionCase):
         assert envelope is not None
         self.assertEqual(envelope.sender, b"t@far.test")
 
+    def test_header_by_bdat(self) -> None:
+        """RFC 3030: a header that comes in chunks; nothing of a message that was given up is in the next."""
+        client = self.logged_in()
+        envelope = (b"MAIL FROM:<tim@mx.test>", b"RCPT TO:<joe@far.test>")
+        client.say(*envelope, b"BDAT 5\r\nX: ", b"RSET")
+        self.assertEqual(client.codes(*envelope, b"BDAT 6\r\nTo: ", b"BDAT 8 LAST\r\n ann\r\n"), [250, 250, 250, 250])
+        queued = self.queue.messages[-1].data
+        self.assertTrue(queued.endswith(b"\nTo: ann@mx.test\n\n"), queued)
+        self.assertNotIn(b"X:", queued)
+
     def test_no_body(self) -> None:
         client = self.logged_in()
         self.assertTrue(self.send(client, b"").endswith(b"Cc: recipient list not shown: ;\n"))

@@ -88,6 +88,7 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
                 limits=Limits(recipients=settings.recipients),
                 rewrite=self._rewrite if settings.localiphost is not None else None,
             )
+            self._engine.offer_chunking = True
             self._prepare_logins(settings)
             if factory.draining:
                 self._engine.end(CLOSING)
@@ -109,7 +110,9 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
     def dataReceived(self, data: bytes) -> None:
         self.hear(data)
         if self._engine.in_message:
-            self._last = min(self.factory.clock.seconds(), self._last + len(data) / SLOWEST)
+            now, gained = self.factory.clock.seconds(), len(data) / SLOWEST
+            self._last = min(now, self._last + gained)
+            self._without_message = min(now, self._without_message + gained)
         self._engine.receive(data)
         self._pump()
 
@@ -142,8 +145,8 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
         clock = self.factory.clock
         now = clock.seconds()
         left = min(self._timeout, self._last + self._timeout - now)  # the clock may have been set back
-        if not self._engine.in_message:
-            left = min(left, self._without_message + PATIENCE * self._timeout - now)
+        # While a message comes, its octets keep that away; small chunks of BDAT, each with its answer, do not.
+        left = min(left, self._without_message + PATIENCE * self._timeout - now)
         if left <= 0:
             left = self._timeout
             self._last = now
@@ -186,7 +189,7 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
         self._ask("connect", then)
 
     def _on_helo(self, event: wire.Helo) -> None:
-        self.session.forget_transaction()
+        self._forget_transaction()
         self.session.helo = event.name
         self.session.extended = event.extended
 
@@ -243,7 +246,17 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
         self._ask("rcpt", then, recipient)
 
     def _on_reset(self, event: wire.Reset) -> None:
+        self._forget_transaction()
+
+    def _forget_transaction(self) -> None:
+        """The transaction is over, and the message with it that may be coming by BDAT."""
+        self._forget_message()
         self.session.forget_transaction()
+
+    def _forget_message(self) -> None:
+        """What has come of a message is thrown away, unless it was committed."""
+        self._abort()
+        self._header = None
 
     def _on_data(self, event: wire.Data) -> None:
         def then(opinion: Opinion) -> None:
@@ -324,8 +337,7 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
 
     def _finish(self, reply: Reply) -> None:
         """The message has its answer; the transaction is over."""
-        self._abort()
-        self._header = None
+        self._forget_message()
         self._without_message = self.factory.clock.seconds()
         if reply.positive:
             self._engine.reply(reply)

@@ -1,5 +1,5 @@
-"""The server's side of SMTP as a state machine without I/O (spec/qmail.md §2.10, §16; RFC 5321, 1870, 2920, 3207,
-6152).
+"""The server's side of SMTP as a state machine without I/O (spec/qmail.md §2.10, §16; RFC 5321, 1870, 2920, 3030,
+3207, 6152).
 
 Bytes go in by :meth:`SMTPServer.receive`, events come out of :meth:`SMTPServer.next_event`, bytes for the client out of
 :meth:`SMTPServer.data_to_send`. Connect, Helo, StartTLS, Mail, Rcpt, Data and EndOfMessage are questions: after one of
@@ -24,7 +24,12 @@ from qtwist.mail.address import parse_path
 from qtwist.wire import sasl
 from qtwist.wire.sasl import SaltWanted
 from qtwist.wire.sasl_mechanisms import FOREIGN, Authenticating, Claimed, Confirmed, E
-from qtwist.wire.smtp_body import BodyDecoder, HopCounter
+from qtwist.wire.smtp_body import BodyDecoder, ChunkDecoder, HopCounter
+from qtwist.wire.smtp_chunking import Chunk, Chunking, Data
+from qtwist.wire.smtp_reply import Reply
+
+# What others take from here although it is written elsewhere.
+__all__ = ["Chunk", "Data", "Reply", "SMTPServer"]
 
 MAX_LINE = 2048  # octets of a command line before its LF
 MAX_AUTH_LINE = sasl.LONGEST_LINE + 1  # the same of a client's response in AUTH, its CR included
@@ -33,33 +38,6 @@ MAX_ADDRESS = 899  # spec §16.3
 MAX_HELO = 255  # RFC 5321 §4.5.3.1.2
 MAX_HOPS = 100  # this many are too many (spec §16.6)
 INPUT_ENOUGH = 65536  # unread octets from which on the shell should not read more
-
-
-@attrs.frozen
-class Reply:
-    """An answer to the client: a code from 200 to 599 and its text, lines separated by LF.
-
-    qmail puts the enhanced code in brackets at the end of the text: ``b"no such user (#5.1.1)"``.
-    """
-
-    code: int = attrs.field()
-    text: bytes
-
-    @code.validator
-    def _check_code(self, attribute: object, value: int) -> None:
-        if not 200 <= value <= 599:
-            raise ValueError(f"an SMTP reply code is 200 to 599, not {value!r}")
-
-    @property
-    def positive(self) -> bool:
-        return self.code < 400
-
-    def to_bytes(self) -> bytes:
-        """The reply as it goes over the wire. A CR or NUL in the text is dropped: no text can forge a second reply."""
-        lines = self.text.replace(b"\r", b"").replace(b"\0", b"").split(b"\n")
-        last = lines.pop()
-        head = b"".join(b"%d-%s\r\n" % (self.code, line) for line in lines)
-        return head + b"%d %s\r\n" % (self.code, last)
 
 
 @attrs.frozen
@@ -116,18 +94,6 @@ class Reset:
 
 
 @attrs.frozen
-class Data:
-    """A question: may the message come? The transaction is over in the machine, whatever the answer."""
-
-
-@attrs.frozen
-class Chunk:
-    """The next octets of the message, with LF line ends, transparency removed."""
-
-    data: bytes
-
-
-@attrs.frozen
 class EndOfMessage:
     """A question: is the message taken? `size` counts its octets, `hops` its Received and Delivered lines.
 
@@ -180,7 +146,7 @@ _SASL_REPLIES = {  # RFC 4954 §4, §6
 }
 
 
-class SMTPServer(Authenticating):
+class SMTPServer(Authenticating, Chunking):
     """One connection.
 
     `has_auth` says whether there is AUTH at all, `mechanisms` are those that it offers: to be set before an EHLO is
@@ -223,7 +189,7 @@ class SMTPServer(Authenticating):
         self._connected = False
         self._has_sender = False
         self._recipients = 0
-        self._body: BodyDecoder | None = None
+        self._body: BodyDecoder | ChunkDecoder | None = None
         self._hops = HopCounter()
         self._ended = False
         self._errors = 0
@@ -246,7 +212,7 @@ class SMTPServer(Authenticating):
 
     @property
     def in_message(self) -> bool:
-        """True from an accepted DATA until its message is answered."""
+        """True from an accepted DATA, or the first BDAT, until the message is answered."""
         return self._body is not None
 
     def data_to_send(self) -> bytes:
@@ -263,7 +229,12 @@ class SMTPServer(Authenticating):
             self._connected = True
             return self._ask(Connect())
         while self._question is None and not self.closed:
-            if self._body is not None:
+            if self._arriving is not None:
+                event: Event | None = self._next_of_chunk(self._arriving)
+                if event is not None or self._arriving is not None:
+                    return event
+                continue
+            if isinstance(self._body, BodyDecoder):
                 return self._next_of_body(self._body)
             line = self._next_line()
             if line is None:
@@ -285,8 +256,11 @@ class SMTPServer(Authenticating):
             self._start_tls()
         elif isinstance(question, Data):
             self._answered(Data)
-            self._send(Reply(354, b"go ahead"))
-            self._body = BodyDecoder(limit=self.databytes, bare=self._bare)
+            if question.chunked:
+                self._begin_chunks()
+            else:
+                self._send(Reply(354, b"go ahead"))
+                self._body = BodyDecoder(limit=self.databytes, bare=self._bare)
             self._hops = HopCounter()
             self._ended = False
         elif isinstance(question, Claimed | Confirmed):
@@ -304,7 +278,7 @@ class SMTPServer(Authenticating):
             raise ValueError("a positive answer to DATA or STARTTLS is given by accept()")
         broken = False
         if isinstance(question, EndOfMessage):
-            broken = self._body is not None and self._body.refused
+            broken = isinstance(self._body, BodyDecoder) and self._body.refused
             self._body = None
             if reply.positive:
                 self._errors = self._refusals = 0
@@ -320,7 +294,10 @@ class SMTPServer(Authenticating):
             self._failed_logins += reply.code == _WRONG_LOGIN
             if self._refusals >= self._limits.refusals or self._failed_logins >= self._limits.logins:
                 reply = _TOO_MANY
-        self._send(reply)
+        if self._arriving is not None and reply.code != 421:
+            self._arriving.answer = reply  # to DATA; the octets of the chunk come first
+        else:
+            self._send(reply)
         if reply.code == 421 or broken or (isinstance(question, Connect) and not reply.positive):
             self.close()
 
@@ -364,7 +341,10 @@ class SMTPServer(Authenticating):
 
     def _capabilities(self) -> bytes:
         size = b"SIZE %d" % self.databytes if self.databytes else b"SIZE"
-        lines = [self._greeting, b"PIPELINING", b"8BITMIME", size]
+        lines = [self._greeting, b"PIPELINING", b"8BITMIME"]
+        if self.offer_chunking:
+            lines.append(b"CHUNKING")
+        lines.append(size)
         if self.offer_tls and not self.secured:
             lines.append(b"STARTTLS")
         if self.mechanisms:
@@ -405,6 +385,9 @@ class SMTPServer(Authenticating):
                 return Chunk(text)
             if not self._ended:
                 return None
+        return self._ask_end(body)
+
+    def _ask_end(self, body: BodyDecoder | ChunkDecoder) -> EndOfMessage:
         refusal = None
         hops = self._hops.hops
         if body.refused:
@@ -414,6 +397,15 @@ class SMTPServer(Authenticating):
         elif body.too_big:
             refusal = _TOO_BIG
         return self._ask(EndOfMessage(body.size, hops, refusal))
+
+    def _take(self, most: int) -> bytes:
+        """What there is of the input, up to `most` octets."""
+        if self._at == len(self._input):
+            self._gather()
+        data = self._input[self._at : self._at + most]
+        self._at += len(data)
+        self._unread -= len(data)
+        return data
 
     def _next_line(self) -> bytes | None:
         end = self._input.find(b"\n", self._at)
@@ -457,6 +449,9 @@ class SMTPServer(Authenticating):
         method = _COMMANDS.get(verb.upper())
         if method is None:
             self._error(*_UNIMPLEMENTED)
+            return None
+        if self._body is not None and method not in _BETWEEN_CHUNKS:
+            self._error(503, b"a message is coming by BDAT: go on, or RSET (#5.5.1)")
             return None
         return method(self, argument.lstrip(b" "))
 
@@ -615,6 +610,7 @@ class SMTPServer(Authenticating):
     def _forget(self) -> None:
         self._has_sender = False
         self._recipients = 0
+        self._body = None
 
 
 _COMMANDS: dict[bytes, Callable[[SMTPServer, bytes], Event | None]] = {
@@ -625,9 +621,14 @@ _COMMANDS: dict[bytes, Callable[[SMTPServer, bytes], Event | None]] = {
     b"MAIL": SMTPServer._mail,
     b"RCPT": SMTPServer._rcpt,
     b"DATA": SMTPServer._data,
+    b"BDAT": SMTPServer._bdat,
     b"RSET": SMTPServer._rset,
     b"NOOP": SMTPServer._noop,
     b"VRFY": SMTPServer._vrfy,
     b"HELP": SMTPServer._help,
     b"QUIT": SMTPServer._quit,
 }
+
+_BETWEEN_CHUNKS = frozenset(
+    _COMMANDS[name] for name in (b"BDAT", b"RSET", b"HELO", b"EHLO", b"NOOP", b"VRFY", b"HELP", b"QUIT")
+)
