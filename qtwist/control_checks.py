@@ -285,6 +285,11 @@ def mechanism(line: bytes) -> str | None:
     return None if line.upper() in _MECHANISMS else f"a mechanism: {names}"
 
 
+def keyword(line: bytes) -> str | None:
+    """A line of ehlodiscard (RFC 5321 §4.1.1.1, ehlo-keyword)."""
+    return None if re.fullmatch(rb"[A-Za-z0-9][A-Za-z0-9-]*", line) else "a keyword of EHLO, such as CHUNKING"
+
+
 def delivery(text: bytes) -> str | None:
     """The whole of defaultdelivery: without a line in it, mail would vanish."""
     return None if text.strip() else "at least one line as in a .qmail file, such as ./Maildir/"

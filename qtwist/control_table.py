@@ -280,6 +280,14 @@ _TABLE = (
         check=checks.local_part,
     ),
     ControlFile(
+        "ehlodiscard",
+        LIST,
+        _SMTPD,
+        "connection",
+        "[extensions](extensions.md) that EHLO does not announce, such as CHUNKING",
+        check=checks.keyword,
+    ),
+    ControlFile(
         "envnoathost", LINE, _SEND, "start", "domain of recipients without one", b"envnoathost", True, checks.host
     ),
     ControlFile(

@@ -174,11 +174,21 @@ class Accepting(WithFactory):
         """RFC 3030: the same message, without transparency; the queue gets it as it comes."""
         client = self.client()
         client.say(b"EHLO cli.test", *ENVELOPE)
-        self.assertEqual(client.say(b"BDAT 13\r\nSubject: hi"), [b"250 ok, go on"])
-        self.assertEqual(client.say(b"BDAT 6 LAST\r\n\r\n.x"), [b"250 ok 1792983845 qp 4711"])
+        self.assertEqual(client.say(b"BDAT 13\r\nSubject: hi"), [b"250 2.0.0 ok, go on"])
+        self.assertEqual(client.say(b"BDAT 6 LAST\r\n\r\n.x"), [b"250 2.0.0 ok 1792983845 qp 4711"])
         (message,) = self.queue.messages
         self.assertTrue(message.data.endswith(b"-0000\nSubject: hi\n\n.x\n"), message.data)
         self.assertEqual(message.envelope, Envelope(b"joe@cli.test", (b"ann@mx.test",)))
+
+    def test_ehlodiscard(self) -> None:
+        """What control/ehlodiscard names is not announced; BDAT is not taken then, and replies are qmail's."""
+        self.put("ehlodiscard", "chunking\nENHANCEDSTATUSCODES\nSIZE\n")
+        client = self.client()
+        self.assertEqual(
+            client.say(b"EHLO cli.test"),
+            [b"250-mx.test", b"250-PIPELINING", b"250-8BITMIME", b"250 LIMITS RCPTMAX=10000"],
+        )
+        self.assertEqual(client.say(*ENVELOPE, b"BDAT 2 LAST\r\n")[2:], [b"502 unimplemented (#5.5.1)"])
 
     def test_bdat_given_up(self) -> None:
         """RSET, a greeting, and the end of the connection throw away what has come."""

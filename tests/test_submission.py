@@ -68,7 +68,7 @@ class Rules(SubmissionCase):
             rcpt = mail
 
         client = self.greeted(Generous())
-        self.assertEqual(client.say(b"MAIL FROM:<tim@mx.test>"), [b"530 log in first (#5.7.0)"])
+        self.assertEqual(client.say(b"MAIL FROM:<tim@mx.test>"), [b"530 5.7.0 log in first"])
         self.assertEqual(client.codes(FAR, b"DATA"), [503, 503])
         self.assertEqual(client.codes(b"AUTH PLAIN " + TIM, b"MAIL FROM:<x@y.test>", FAR), [235, 250, 250])
 

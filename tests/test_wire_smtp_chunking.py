@@ -125,7 +125,7 @@ class Chunks(SynchronousTestCase):
         replies = engine.data_to_send().split(b"\r\n")[-5:]
         self.assertEqual(
             replies,
-            [b"503 MAIL first (#5.5.1)", b"250 ok", b"503 RCPT first (#5.5.1)", b"250 ok", b""],
+            [b"503 5.5.1 MAIL first", b"250 2.1.0 ok", b"503 5.5.1 RCPT first", b"250 2.0.0 ok", b""],
         )
 
     def test_where_it_is_not_offered(self) -> None:
@@ -134,7 +134,7 @@ class Chunks(SynchronousTestCase):
         engine.receive(BEGIN + bdat(b"MAIL FROM:<evil@x>\r\n") + b"NOOP\r\n")
         events = drive(engine)
         self.assertNotIn(b"CHUNKING", output := engine.data_to_send())
-        self.assertTrue(output.endswith(b"502 unimplemented (#5.5.1)\r\n250 ok\r\n"))
+        self.assertTrue(output.endswith(b"502 5.5.1 unimplemented\r\n250 2.0.0 ok\r\n"))
         self.assertFalse(any(isinstance(event, Data) for event in events))
 
     def test_refused_before_it_comes(self) -> None:

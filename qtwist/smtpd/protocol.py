@@ -89,6 +89,7 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
                 rewrite=self._rewrite if settings.localiphost is not None else None,
             )
             self._engine.offer_chunking = True
+            self._engine.discard = settings.discard
             self._prepare_logins(settings)
             if factory.draining:
                 self._engine.end(CLOSING)

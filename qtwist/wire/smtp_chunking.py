@@ -11,6 +11,8 @@ import attrs
 from qtwist.wire.smtp_body import BodyDecoder, ChunkDecoder, HopCounter
 from qtwist.wire.smtp_reply import Reply
 
+CHUNKING = b"CHUNKING"
+
 _ARGUMENT = re.compile(rb"([0-9]{1,20})(?:[ \t]+(LAST))?[ \t]*", re.IGNORECASE)
 
 _MALFORMED = Reply(501, b"BDAT has a number of octets, and LAST or nothing (#5.5.4)")
@@ -59,6 +61,7 @@ class Chunking:
     _has_sender: bool
     _recipients: int
     databytes: int
+    discard: frozenset[bytes]
 
     _send: Callable[[Reply], None]
     _error: Callable[[int, bytes], None]
@@ -77,7 +80,7 @@ class Chunking:
             self.end(_MALFORMED)
             return None
         self._arriving = one = _Arriving(int(match[1]), match[2] is not None)
-        if not self.offer_chunking:
+        if not self.offer_chunking or CHUNKING in self.discard:
             one.answer = Reply(502, b"unimplemented (#5.5.1)")
         elif self._body is not None:
             return None  # it goes on

@@ -25,7 +25,7 @@ from qtwist.wire import sasl
 from qtwist.wire.sasl import SaltWanted
 from qtwist.wire.sasl_mechanisms import FOREIGN, Authenticating, Claimed, Confirmed, E
 from qtwist.wire.smtp_body import BodyDecoder, ChunkDecoder, HopCounter
-from qtwist.wire.smtp_chunking import Chunk, Chunking, Data
+from qtwist.wire.smtp_chunking import CHUNKING, Chunk, Chunking, Data
 from qtwist.wire.smtp_reply import Reply
 
 # What others take from here although it is written elsewhere.
@@ -134,6 +134,8 @@ _TOO_MANY = Reply(421, b"too many errors, closing the connection (#4.7.0)")
 _UNIMPLEMENTED = (502, b"unimplemented (#5.5.1)")
 _WRONG_LOGIN = 535
 
+ENHANCED = b"ENHANCEDSTATUSCODES"  # RFC 2034
+
 #: What MAIL says of the sender by RFC 4954 §5. Nobody here is trusted to say it, so that it is not kept.
 _AUTH_PARAMETER = re.compile(rb"<>|(?:[!-*,-<>-~]|\+[0-9A-F]{2}){1,500}")
 
@@ -157,6 +159,9 @@ class SMTPServer(Authenticating, Chunking):
     may have (0: any number), can be set until the connection is accepted and afterwards. `offer_tls` says that STARTTLS
     may be given, `secured` that the connection is encrypted: from the start, or since a StartTLS was accepted.
 
+    `discard` are the keywords, in capitals, that EHLO does not announce; what they stand for is not refused, but for
+    CHUNKING. To a client that has given EHLO and was told of ENHANCEDSTATUSCODES, replies begin with the enhanced code.
+
     HELO is not demanded, a second MAIL begins anew, a command may end in a bare LF: all as in qmail (§16.1, §2.10).
     That leniency cannot be used for smuggling, because a body that holds a bare LF never comes to its end in peace.
     """
@@ -170,6 +175,7 @@ class SMTPServer(Authenticating, Chunking):
         bare: str = "refuse",
     ) -> None:
         self.databytes = 0
+        self.discard: frozenset[bytes] = frozenset()
         self.offer_tls = False
         self.secured = False
         self.has_auth = False
@@ -196,6 +202,7 @@ class SMTPServer(Authenticating, Chunking):
         self._refusals = 0
         self._failed_logins = 0
         self._has_login = False
+        self._enhanced = False
 
     # What the shell calls
 
@@ -274,6 +281,8 @@ class SMTPServer(Authenticating, Chunking):
         Data and StartTLS are answered positively by :meth:`accept` only: ValueError else.
         """
         question = self._answered(object)
+        if isinstance(question, Helo):
+            self._enhanced = False  # the answer to EHLO has no enhanced code (RFC 2034 section 4)
         if isinstance(question, (Data, StartTLS)) and reply.positive:
             raise ValueError("a positive answer to DATA or STARTTLS is given by accept()")
         broken = False
@@ -297,7 +306,9 @@ class SMTPServer(Authenticating, Chunking):
         if self._arriving is not None and reply.code != 421:
             self._arriving.answer = reply  # to DATA; the octets of the chunk come first
         else:
-            self._send(reply)
+            self._send(reply, _STATUS.get(type(question), b"0.0"))
+        if isinstance(question, Helo) and reply.positive:
+            self._enhanced = question.extended and ENHANCED not in self.discard
         if reply.code == 421 or broken or (isinstance(question, Connect) and not reply.positive):
             self.close()
 
@@ -329,8 +340,9 @@ class SMTPServer(Authenticating, Chunking):
         self._question = None
         return question
 
-    def _send(self, reply: Reply) -> None:
-        self._output.append(reply.to_bytes())
+    def _send(self, reply: Reply, status: bytes = b"0.0") -> None:
+        """Send `reply`, to a client that knows them with its enhanced code: `status` where it has none of its own."""
+        self._output.append((reply.with_status(status) if self._enhanced else reply).to_bytes())
 
     def _error(self, code: int, text: bytes) -> None:
         self._errors += 1
@@ -341,15 +353,15 @@ class SMTPServer(Authenticating, Chunking):
 
     def _capabilities(self) -> bytes:
         size = b"SIZE %d" % self.databytes if self.databytes else b"SIZE"
-        lines = [self._greeting, b"PIPELINING", b"8BITMIME"]
+        lines = [b"PIPELINING", b"8BITMIME", ENHANCED, b"LIMITS RCPTMAX=%d" % self._limits.recipients]
         if self.offer_chunking:
-            lines.append(b"CHUNKING")
+            lines.append(CHUNKING)
         lines.append(size)
         if self.offer_tls and not self.secured:
             lines.append(b"STARTTLS")
         if self.mechanisms:
             lines.append(b"AUTH " + b" ".join(self.mechanisms))
-        return b"\n".join(lines)
+        return b"\n".join([self._greeting, *(line for line in lines if line.split()[0] not in self.discard)])
 
     def _start_tls(self) -> None:
         if self._unread:
@@ -359,6 +371,7 @@ class SMTPServer(Authenticating, Chunking):
         self._send(Reply(220, b"ready to start TLS"))
         self._forget()
         self.mechanisms = ()  # until the next EHLO
+        self._enhanced = False
         self.secured = True
 
     def _gather(self) -> None:
@@ -628,6 +641,9 @@ _COMMANDS: dict[bytes, Callable[[SMTPServer, bytes], Event | None]] = {
     b"HELP": SMTPServer._help,
     b"QUIT": SMTPServer._quit,
 }
+
+#: Subject and detail of what a client is told where the text does not say (RFC 3463 §3).
+_STATUS: dict[type, bytes] = {Mail: b"1.0", Rcpt: b"1.5", Claimed: b"7.0", Confirmed: b"7.0"}
 
 _BETWEEN_CHUNKS = frozenset(
     _COMMANDS[name] for name in (b"BDAT", b"RSET", b"HELO", b"EHLO", b"NOOP", b"VRFY", b"HELP", b"QUIT")
