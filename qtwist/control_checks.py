@@ -229,6 +229,14 @@ def network(line: bytes) -> str | None:
     return None
 
 
+def proxy(line: bytes) -> str | None:
+    """A line of proxyclients."""
+    name, *ports = line.split() or [b""]
+    if network(name) is None and all(map(_is_port, ports)):
+        return None
+    return "an IP address or a network, then nothing or ports of ours, such as 192.0.2.1 10025"
+
+
 def server(line: bytes) -> str | None:
     """A line of dnsservers or qmqpservers."""
     expected = "an IP address, address:port, or [IPv6 address]:port"

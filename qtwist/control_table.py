@@ -442,6 +442,14 @@ _TABLE = (
         "policies", LIST, _SMTPD, "start", "policy classes to ask, as package.module.Class", check=checks.class_name
     ),
     ControlFile(
+        "proxyclients",
+        LIST,
+        (*_QUEUED, *_QMQPD, *_POP3),
+        "connection",
+        "[proxies](extensions.md#proxy) that tell whom they speak for, and our ports",
+        check=checks.proxy,
+    ),
+    ControlFile(
         "qmqpclients",
         LIST,
         _QMQPD,
