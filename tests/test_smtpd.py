@@ -180,6 +180,19 @@ class Accepting(WithFactory):
         self.assertTrue(message.data.endswith(b"-0000\nSubject: hi\n\n.x\n"), message.data)
         self.assertEqual(message.envelope, Envelope(b"joe@cli.test", (b"ann@mx.test",)))
 
+    def test_chunks_now_and_then(self) -> None:
+        """The answers to small chunks do not keep a connection: the message has to come on."""
+        self.put("timeoutsmtpd", "100\n")
+        client = self.client()
+        client.say(b"EHLO cli.test", *ENVELOPE)
+        chunks = 0
+        while not client.transport.disconnecting and chunks < 100:
+            client.protocol.dataReceived(b"BDAT 1\r\nx")
+            self.clock.advance(90)
+            chunks += 1
+        self.assertLess(chunks, 15)
+        self.assertEqual(client.replies()[-1], b"451 4.4.2 timeout")
+
     def test_ehlodiscard(self) -> None:
         """What control/ehlodiscard names is not announced; BDAT is not taken then, and replies are qmail's."""
         self.put("ehlodiscard", "chunking\nENHANCEDSTATUSCODES\nSIZE\n")
