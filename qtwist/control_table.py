@@ -725,6 +725,14 @@ _TABLE = (
         "domains, addresses or .suffixes, and the prefix for their local parts",
         check=checks.virtual_domain,
     ),
+    ControlFile(
+        "xclients",
+        LIST,
+        _SMTPD,
+        "connection",
+        "[front ends](extensions.md#xclient) that may say who the client is, by XCLIENT",
+        check=checks.network,
+    ),
 )
 
 #: The table, by name and in the order of names but for `me`, which comes first.

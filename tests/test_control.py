@@ -44,6 +44,7 @@ TABLE = {
     "morercpthosts.cdb": ("cdb", None, False),
     "percenthack": ("list", None, False),
     "plusdomain": ("line", b"plusdomain", True),
+    "xclients": ("list", None, False),
     "proxyclients": ("list", None, False),
     "qmqpclients": ("list", None, False),
     "qmqpservers": ("list", None, False),

@@ -18,6 +18,7 @@ from qtwist.mail.queue_codes import queue_report
 from qtwist.policy.base import Opinion
 from qtwist.policy.connection import HeaderShown, PolicyConnection, leading_number, show
 from qtwist.policy.session import ReceivedMessage
+from qtwist.smtpd.fronting import Fronting
 from qtwist.smtpd.logins import Logins
 from qtwist.tls.info import TLSInfo
 from qtwist.tls.serving import TLSConnection
@@ -44,7 +45,7 @@ NO_TLS = Reply(454, b"TLS is not available now (#4.7.0)")
 NO_QUEUE = Reply(451, b"the queue cannot take a message now (#4.3.0)")
 
 
-class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
+class SMTPProtocol(Logins, Fronting, TLSConnection, PolicyConnection):
     """Feeds a :class:`SMTPServer` and does what it asks.
 
     It reads no further than the disk can follow and the client takes its answers. A client has control/timeoutsmtpd
@@ -77,6 +78,7 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
         transport.registerProducer(self, True)
         try:
             settings = factory.settings.get()
+            fronts = factory.fronts.get()
         except ControlError as error:
             log.error("{id}: refused, {error}", id=session.id, error=error)
             self._engine.end(CANNOT_READ)
@@ -90,6 +92,7 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
             )
             self._engine.offer_chunking = True
             self._engine.discard = settings.discard
+            self._engine.offer_xclient = fronts.has(session.remote_ip)
             self._prepare_logins(settings)
             if factory.draining:
                 self._engine.end(CLOSING)
@@ -361,6 +364,7 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
         wire.Helo: _on_helo,
         wire.StartTLS: _on_start_tls,
         **Logins.login_handlers,
+        **Fronting.xclient_handlers,
         wire.Mail: _on_mail,
         wire.Rcpt: _on_rcpt,
         wire.Reset: _on_reset,

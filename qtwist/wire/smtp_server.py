@@ -2,9 +2,9 @@
 3207, 6152).
 
 Bytes go in by :meth:`SMTPServer.receive`, events come out of :meth:`SMTPServer.next_event`, bytes for the client out of
-:meth:`SMTPServer.data_to_send`. Connect, Helo, StartTLS, Mail, Rcpt, Data and EndOfMessage are questions: after one of
-them the machine looks at no further input until :meth:`~SMTPServer.accept` or :meth:`~SMTPServer.reply` has answered
-it. So answers are in order under pipelining, however late one of them comes. AUTH has questions of its own
+:meth:`SMTPServer.data_to_send`. Connect, Helo, StartTLS, XClient, Mail, Rcpt, Data and EndOfMessage are questions:
+after one of them the machine looks at no further input until :meth:`~SMTPServer.accept` or :meth:`~SMTPServer.reply`
+has answered it. So answers are in order under pipelining, however late one of them comes. AUTH has questions of its own
 (:mod:`qtwist.wire.sasl_mechanisms`). Everything else it answers itself.
 
 The invariant: any bytes are parsed or answered with an error reply; nothing else happens.
@@ -27,9 +27,10 @@ from qtwist.wire.sasl_mechanisms import FOREIGN, Authenticating, Claimed, Confir
 from qtwist.wire.smtp_body import BodyDecoder, ChunkDecoder, HopCounter
 from qtwist.wire.smtp_chunking import CHUNKING, Chunk, Chunking, Data
 from qtwist.wire.smtp_reply import Reply
+from qtwist.wire.xclient import ATTRIBUTES, Fronted, XClient
 
 # What others take from here although it is written elsewhere.
-__all__ = ["Chunk", "Data", "Reply", "SMTPServer"]
+__all__ = ["Chunk", "Data", "Reply", "SMTPServer", "XClient"]
 
 MAX_LINE = 2048  # octets of a command line before its LF
 MAX_AUTH_LINE = sasl.LONGEST_LINE + 1  # the same of a client's response in AUTH, its CR included
@@ -114,6 +115,7 @@ Event = (
     Connect
     | Helo
     | StartTLS
+    | XClient
     | SaltWanted
     | Claimed
     | Confirmed
@@ -148,7 +150,7 @@ _SASL_REPLIES = {  # RFC 4954 §4, §6
 }
 
 
-class SMTPServer(Authenticating, Chunking):
+class SMTPServer(Authenticating, Chunking, Fronted):
     """One connection.
 
     `has_auth` says whether there is AUTH at all, `mechanisms` are those that it offers: to be set before an EHLO is
@@ -261,6 +263,9 @@ class SMTPServer(Authenticating, Chunking):
         elif isinstance(question, StartTLS):
             self._answered(StartTLS)
             self._start_tls()
+        elif isinstance(question, XClient):
+            self._answered(XClient)
+            self._forget_client()
         elif isinstance(question, Data):
             self._answered(Data)
             if question.chunked:
@@ -278,13 +283,13 @@ class SMTPServer(Authenticating, Chunking):
     def reply(self, reply: Reply) -> None:
         """Answer the open question. A code 421 ends the connection, as do a refused Connect and a broken body.
 
-        Data and StartTLS are answered positively by :meth:`accept` only: ValueError else.
+        Data, StartTLS and XClient are answered positively by :meth:`accept` only: ValueError else.
         """
         question = self._answered(object)
         if isinstance(question, Helo):
             self._enhanced = False  # the answer to EHLO has no enhanced code (RFC 2034 section 4)
-        if isinstance(question, (Data, StartTLS)) and reply.positive:
-            raise ValueError("a positive answer to DATA or STARTTLS is given by accept()")
+        if isinstance(question, (Data, StartTLS, XClient)) and reply.positive:
+            raise ValueError("a positive answer to DATA, STARTTLS or XCLIENT is given by accept()")
         broken = False
         if isinstance(question, EndOfMessage):
             broken = isinstance(self._body, BodyDecoder) and self._body.refused
@@ -359,6 +364,8 @@ class SMTPServer(Authenticating, Chunking):
         lines.append(size)
         if self.offer_tls and not self.secured:
             lines.append(b"STARTTLS")
+        if self.offer_xclient:
+            lines.append(b"XCLIENT " + b" ".join(ATTRIBUTES))
         if self.mechanisms:
             lines.append(b"AUTH " + b" ".join(self.mechanisms))
         return b"\n".join([self._greeting, *(line for line in lines if line.split()[0] not in self.discard)])
@@ -369,10 +376,19 @@ class SMTPServer(Authenticating, Chunking):
             self.end(_PIPELINED)
             return
         self._send(Reply(220, b"ready to start TLS"))
+        self._forget_greeting()
+        self.secured = True
+
+    def _forget_greeting(self) -> None:
         self._forget()
         self.mechanisms = ()  # until the next EHLO
         self._enhanced = False
-        self.secured = True
+
+    def _forget_client(self) -> None:
+        """Another client is there: what was counted of the last one, and its login, are not its own."""
+        self._forget_greeting()
+        self._errors = self._refusals = self._failed_logins = 0
+        self._connected = self._has_login = False
 
     def _gather(self) -> None:
         """Bring all that has arrived into _input."""
@@ -631,6 +647,7 @@ _COMMANDS: dict[bytes, Callable[[SMTPServer, bytes], Event | None]] = {
     b"EHLO": SMTPServer._ehlo,
     b"STARTTLS": SMTPServer._starttls,
     b"AUTH": SMTPServer._auth,
+    b"XCLIENT": SMTPServer._xclient,
     b"MAIL": SMTPServer._mail,
     b"RCPT": SMTPServer._rcpt,
     b"DATA": SMTPServer._data,
