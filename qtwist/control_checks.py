@@ -229,6 +229,14 @@ def network(line: bytes) -> str | None:
     return None
 
 
+def proxy(line: bytes) -> str | None:
+    """A line of proxyclients."""
+    name, *ports = line.split() or [b""]
+    if network(name) is None and all(map(_is_port, ports)):
+        return None
+    return "an IP address or a network, then nothing or ports of ours, such as 192.0.2.1 10025"
+
+
 def server(line: bytes) -> str | None:
     """A line of dnsservers or qmqpservers."""
     expected = "an IP address, address:port, or [IPv6 address]:port"
@@ -283,6 +291,11 @@ def mechanism(line: bytes) -> str | None:
     """A line of authmechanisms."""
     names = b", ".join(_MECHANISMS).decode()
     return None if line.upper() in _MECHANISMS else f"a mechanism: {names}"
+
+
+def keyword(line: bytes) -> str | None:
+    """A line of ehlodiscard (RFC 5321 §4.1.1.1, ehlo-keyword)."""
+    return None if re.fullmatch(rb"[A-Za-z0-9][A-Za-z0-9-]*", line) else "a keyword of EHLO, such as CHUNKING"
 
 
 def delivery(text: bytes) -> str | None:

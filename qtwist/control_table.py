@@ -280,6 +280,14 @@ _TABLE = (
         check=checks.local_part,
     ),
     ControlFile(
+        "ehlodiscard",
+        LIST,
+        _SMTPD,
+        "connection",
+        "[extensions](extensions.md) that EHLO does not announce, such as CHUNKING",
+        check=checks.keyword,
+    ),
+    ControlFile(
         "envnoathost", LINE, _SEND, "start", "domain of recipients without one", b"envnoathost", True, checks.host
     ),
     ControlFile(
@@ -432,6 +440,14 @@ _TABLE = (
     ),
     ControlFile(
         "policies", LIST, _SMTPD, "start", "policy classes to ask, as package.module.Class", check=checks.class_name
+    ),
+    ControlFile(
+        "proxyclients",
+        LIST,
+        (*_QUEUED, *_QMQPD, *_POP3),
+        "connection",
+        "[proxies](extensions.md#proxy) that tell whom they speak for, and our ports",
+        check=checks.proxy,
     ),
     ControlFile(
         "qmqpclients",
@@ -708,6 +724,14 @@ _TABLE = (
         "HUP",
         "domains, addresses or .suffixes, and the prefix for their local parts",
         check=checks.virtual_domain,
+    ),
+    ControlFile(
+        "xclients",
+        LIST,
+        _SMTPD,
+        "connection",
+        "[front ends](extensions.md#xclient) that may say who the client is, by XCLIENT",
+        check=checks.network,
     ),
 )
 

@@ -21,6 +21,7 @@ from qtwist.interfaces import ISpawner
 from qtwist.local.spawn import LocalSpawner
 from qtwist.mail.envelope import Origin
 from qtwist.policy.watched import Watched
+from qtwist.proxying import ProxyingFactory
 from qtwist.queue.door import DoorFactory, DoorPlace
 from qtwist.queue.memory import Memory
 from qtwist.queue.peers import origin_of, owner
@@ -133,7 +134,8 @@ class ServerService(Service):
 
     def _behind(self, implicit_tls: bool) -> Factory:
         """What stands behind a port."""
-        return ImplicitTLSFactory(self.factory) if implicit_tls else self.factory
+        factory = ImplicitTLSFactory(self.factory) if implicit_tls else self.factory
+        return ProxyingFactory(factory, self.home.control, self.home.reactor)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()

@@ -110,7 +110,7 @@ class ServiceTests(HomeCase):
         send._local = spawner = NotingSpawner()
         self.run_service(IService(names["application"]))
         refused = await self.talk(smtpd.ports[0].getHost().port, "joe@spam.test", "joe@mx.test")
-        self.assertEqual(refused, {"joe@spam.test": (550, b"no thanks (#5.7.1)")})
+        self.assertEqual(refused, {"joe@spam.test": (550, b"5.7.1 no thanks")})
         await spawner.arrived
         await maybeDeferred(IService(names["application"]).stopService)
         self.assertEqual([delivery.recipient for delivery, _ in spawner.messages], [b"joe@mx.test"])

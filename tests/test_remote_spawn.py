@@ -508,6 +508,24 @@ class ReuseTests(SpawnerCase):
         self.assertEqual([len([c for c in s if c == b"DATA"]) for s in server.sessions], [MOST_TRANSACTIONS, 1])
         self.assertEqual(server.sessions[0][-1], b"QUIT")
 
+    async def sessions_with(self, told: bytes) -> int:
+        """How many connections three messages take where EHLO says `told`."""
+        server = ScriptedSMTP(EHLO=b"250-mx.test\r\n250 " + told)
+        self.serve(server)
+        for _ in range(3):
+            await self.deliver(body=b"x\n")
+        return len(server.sessions)
+
+    async def test_limits_of_the_server(self) -> None:
+        """RFC 9422: MAILMAX messages, and then another connection."""
+        self.assertEqual(await self.sessions_with(b"LIMITS MAILMAX=2"), 2)
+
+    async def test_limit_of_one(self) -> None:
+        self.assertEqual(await self.sessions_with(b"limits rcptmax=1 mailmax=1"), 3)
+
+    async def test_limit_that_is_none(self) -> None:
+        self.assertEqual(await self.sessions_with(b"LIMITS MAILMAX=2x"), 1)
+
     async def test_parallel(self) -> None:
         """Deliveries at the same time have connections of their own."""
         server = ScriptedSMTP()
@@ -761,6 +779,7 @@ class FakeConnection:
     def __init__(self) -> None:
         self.transactions = 1
         self.usable = True
+        self.used_up = False
         self.on_idle: Any = None
         self.on_gone: Any = None
         self.quits = 0

@@ -170,6 +170,55 @@ class Accepting(WithFactory):
         client.hang_up()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_a_message_by_bdat(self) -> None:
+        """RFC 3030: the same message, without transparency; the queue gets it as it comes."""
+        client = self.client()
+        client.say(b"EHLO cli.test", *ENVELOPE)
+        self.assertEqual(client.say(b"BDAT 13\r\nSubject: hi"), [b"250 2.0.0 ok, go on"])
+        self.assertEqual(client.say(b"BDAT 6 LAST\r\n\r\n.x"), [b"250 2.0.0 ok 1792983845 qp 4711"])
+        (message,) = self.queue.messages
+        self.assertTrue(message.data.endswith(b"-0000\nSubject: hi\n\n.x\n"), message.data)
+        self.assertEqual(message.envelope, Envelope(b"joe@cli.test", (b"ann@mx.test",)))
+
+    def test_chunks_now_and_then(self) -> None:
+        """The answers to small chunks do not keep a connection: the message has to come on."""
+        self.put("timeoutsmtpd", "100\n")
+        client = self.client()
+        client.say(b"EHLO cli.test", *ENVELOPE)
+        chunks = 0
+        while not client.transport.disconnecting and chunks < 100:
+            client.protocol.dataReceived(b"BDAT 1\r\nx")
+            self.clock.advance(90)
+            chunks += 1
+        self.assertLess(chunks, 15)
+        self.assertEqual(client.replies()[-1], b"451 4.4.2 timeout")
+
+    def test_ehlodiscard(self) -> None:
+        """What control/ehlodiscard names is not announced; BDAT is not taken then, and replies are qmail's."""
+        self.put("ehlodiscard", "chunking\nENHANCEDSTATUSCODES\nSIZE\n")
+        client = self.client()
+        self.assertEqual(
+            client.say(b"EHLO cli.test"),
+            [b"250-mx.test", b"250-PIPELINING", b"250-8BITMIME", b"250 LIMITS RCPTMAX=10000"],
+        )
+        self.assertEqual(client.say(*ENVELOPE, b"BDAT 2 LAST\r\n")[2:], [b"502 unimplemented (#5.5.1)"])
+
+    def test_bdat_given_up(self) -> None:
+        """RSET, a greeting, and the end of the connection throw away what has come."""
+        for command in (b"RSET", b"EHLO cli.test", b"HELO cli.test", b"QUIT"):
+            client = self.client(Hooks())
+            client.say(b"EHLO cli.test", *ENVELOPE, b"BDAT 3\r\na")
+            client.say(command)
+            if command == b"QUIT":
+                client.hang_up()
+            else:
+                self.assertEqual(client.codes(*ENVELOPE, b"BDAT 3 LAST\r\nb"), [250, 250, 250])
+            given_up = self.queue.messages.pop(0)
+            self.assertTrue(given_up.aborted, command)
+            self.assertIsNone(given_up.envelope)
+            if command != b"QUIT":
+                self.assertTrue(self.queue.messages.pop(0).data.endswith(b"-0000\nb\n"))
+
     def test_received(self) -> None:
         """Spec §28.8 and §16.7: names from the environment, odd bytes as ``?``."""
 
@@ -865,9 +914,9 @@ class Sockets(TestCase):
             reactor.callLater(0.001 * number, slow.callback, None)  # type: ignore[attr-defined]
         line = b"x" * 998 + b"\r\n"
         assert client.transport is not None
-        client.transport.write(b"\r\n".join((b"EHLO cli.test", *MESSAGE)) + b"\r\n")
+        client.transport.write(b"\r\n".join((b"HELO cli.test", *MESSAGE)) + b"\r\n")
         client.transport.write(line * 3000 + b".\r\nQUIT\r\n")
-        replies = await client.replies(7)
+        replies = await client.replies(4)
         self.assertEqual(replies[-1], b"250 ok")
         late.callback(None)
         replies = await client.replies(3)

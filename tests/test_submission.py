@@ -68,7 +68,7 @@ class Rules(SubmissionCase):
             rcpt = mail
 
         client = self.greeted(Generous())
-        self.assertEqual(client.say(b"MAIL FROM:<tim@mx.test>"), [b"530 log in first (#5.7.0)"])
+        self.assertEqual(client.say(b"MAIL FROM:<tim@mx.test>"), [b"530 5.7.0 log in first"])
         self.assertEqual(client.codes(FAR, b"DATA"), [503, 503])
         self.assertEqual(client.codes(b"AUTH PLAIN " + TIM, b"MAIL FROM:<x@y.test>", FAR), [235, 250, 250])
 
@@ -179,6 +179,16 @@ class Messages(SubmissionCase):
         envelope = self.queue.messages[-1].envelope
         assert envelope is not None
         self.assertEqual(envelope.sender, b"t@far.test")
+
+    def test_header_by_bdat(self) -> None:
+        """RFC 3030: a header that comes in chunks; nothing of a message that was given up is in the next."""
+        client = self.logged_in()
+        envelope = (b"MAIL FROM:<tim@mx.test>", b"RCPT TO:<joe@far.test>")
+        client.say(*envelope, b"BDAT 5\r\nX: ", b"RSET")
+        self.assertEqual(client.codes(*envelope, b"BDAT 6\r\nTo: ", b"BDAT 8 LAST\r\n ann\r\n"), [250, 250, 250, 250])
+        queued = self.queue.messages[-1].data
+        self.assertTrue(queued.endswith(b"\nTo: ann@mx.test\n\n"), queued)
+        self.assertNotIn(b"X:", queued)
 
     def test_no_body(self) -> None:
         client = self.logged_in()

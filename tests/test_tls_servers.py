@@ -188,7 +188,7 @@ class SMTPTests(TestCase):
         reply = (await deferToThread(client.say, b"EHLO again"))[0]
         self.assertNotIn(b"STARTTLS", reply)
         self.assertIn(b"PIPELINING", reply)
-        self.assertEqual((await deferToThread(client.say, b"QUIT"))[0], b"221 mx.test\r\n")
+        self.assertEqual((await deferToThread(client.say, b"QUIT"))[0], b"221 2.0.0 mx.test\r\n")
 
     async def test_many_answers_before(self) -> None:
         """Answers that the client has not yet taken when TLS begins stay in the clear, and it begins all the same."""
@@ -224,7 +224,7 @@ class SMTPTests(TestCase):
             return [client.reply(), *client.say(b"EHLO a", b"STARTTLS", b"QUIT")]
 
         greeting, ehlo, again, bye = await deferToThread(talk)
-        self.assertEqual((greeting, bye), (b"220 mx.test ESMTP\r\n", b"221 mx.test\r\n"))
+        self.assertEqual((greeting, bye), (b"220 mx.test ESMTP\r\n", b"221 2.0.0 mx.test\r\n"))
         self.assertNotIn(b"STARTTLS", ehlo)
         self.assertTrue(again.startswith(b"503 "))
         self.assertEqual(seen, ["mx.test"])

@@ -60,20 +60,22 @@ class Dialogues(Transcript):
             S: 250-mx.test
             S: 250-PIPELINING
             S: 250-8BITMIME
+            S: 250-ENHANCEDSTATUSCODES
+            S: 250-LIMITS RCPTMAX=10000
             S: 250-SIZE
             S: 250 AUTH PLAIN LOGIN
             C: AUTH PLAIN AHRpbQBndWVzcw==
-            S: 535 no (#5.7.8)
+            S: 535 5.7.8 no
             C: auth plain
             S: 334\\x20
             C: AHRpbQB0YW5zdGFhZg==
-            S: 235 ok, go ahead (#2.7.0)
+            S: 235 2.7.0 ok, go ahead
             C: AUTH PLAIN AHRpbQB0YW5zdGFhZg==
-            S: 503 you have logged in already (#5.5.1)
+            S: 503 5.5.1 you have logged in already
             C: STARTTLS
-            S: 502 unimplemented (#5.5.1)
+            S: 502 5.5.1 unimplemented
             C: MAIL FROM:<tim@mx.test> AUTH=tim+40mx.test
-            S: 250 ok
+            S: 250 2.1.0 ok
             """,
             engine_with(),
             judge,

@@ -151,19 +151,27 @@ class Dialogue(Transcript):
             S: 250-mx.test
             S: 250-PIPELINING
             S: 250-8BITMIME
+            S: 250-ENHANCEDSTATUSCODES
+            S: 250-LIMITS RCPTMAX=10000
             S: 250 SIZE 1000
             C: MAIL FROM:<a@b> SIZE=1001
             S: 552 ...
             C: RCPT TO:<a@b>
-            S: 503 MAIL first (#5.5.1)
+            S: 503 5.5.1 MAIL first
             C: MAIL FROM:<a@b> SIZE=1000 body=8bitmime
-            S: 250 ok
+            S: 250 2.1.0 ok
             C: QUIT
-            S: 221 mx.test
+            S: 221 2.0.0 mx.test
             """,
             engine,
         )
-        self.play("S: 220 ...\nC: ehlo\nS: 250-mx.test\nS: 250-PIPELINING\nS: 250-8BITMIME\nS: 250 SIZE")
+
+    def test_how_many_recipients(self) -> None:
+        """RFC 9422: LIMITS tells of it."""
+        engine = SMTPServer(b"mx.test", limits=Limits(recipients=7))
+        engine.receive(b"EHLO c\r\n")
+        drive(engine)
+        self.assertIn(b"\r\n250-LIMITS RCPTMAX=7\r\n", engine.data_to_send())
 
     def test_what_the_engine_answers_itself(self) -> None:
         events = self.play(

@@ -31,23 +31,27 @@ class SMTPTests(Transcript):
             S: 250-mx.test
             S: 250-PIPELINING
             S: 250-8BITMIME
+            S: 250-ENHANCEDSTATUSCODES
+            S: 250-LIMITS RCPTMAX=10000
             S: 250-SIZE
             S: 250 STARTTLS
             C: MAIL FROM:<a@b>
-            S: 250 ok
+            S: 250 2.1.0 ok
             C: RCPT TO:<a@b>
-            S: 250 ok
+            S: 250 2.1.5 ok
             C: starttls
-            S: 220 ready to start TLS
+            S: 220 2.0.0 ready to start TLS
             C: DATA
             S: 503 MAIL first (#5.5.1)
             C: EHLO a
             S: 250-mx.test
             S: 250-PIPELINING
             S: 250-8BITMIME
+            S: 250-ENHANCEDSTATUSCODES
+            S: 250-LIMITS RCPTMAX=10000
             S: 250 SIZE
             C: STARTTLS
-            S: 503 TLS has begun already (#5.5.1)
+            S: 503 5.5.1 TLS has begun already
             """,
             engine,
         )

@@ -59,6 +59,7 @@ class PolicyConnection(TwistedProtocol):
     session: Session
     log: ClassVar[Logger]
     handlers: ClassVar[Mapping[type, Callable[[Any, Any], None]]]
+    proxied: Any = None  # the addresses that a proxy has told (qtwist.proxying), where one did
 
     def __init__(self) -> None:
         self._engine: Any = None

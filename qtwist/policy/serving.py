@@ -127,6 +127,20 @@ class PolicyFactory(DrainingFactory[C]):
         return Session.of(transport)
 
     def connection_made(self, connection: C) -> int:
+        self._session_begins(connection)
+        return super().connection_made(connection)
+
+    def connection_lost(self, connection: C) -> None:
+        self._session_ends(connection)
+        super().connection_lost(connection)
+
+    def change_session(self, connection: C, session: Session) -> None:
+        """From here on another client is on the connection."""
+        self._session_ends(connection)
+        connection.session = session
+        self._session_begins(connection)
+
+    def _session_begins(self, connection: C) -> None:
         session = connection.session
         present = self._presence.get()
         connection.hooks = self.hooks_for(present, None)
@@ -137,17 +151,16 @@ class PolicyFactory(DrainingFactory[C]):
         else:
             if traced:
                 connection.tracer = Tracer(lambda direction, text: _trace(session, direction, text))
-        return super().connection_made(connection)
 
-    def connection_lost(self, connection: C) -> None:
+    def _session_ends(self, connection: C) -> None:
         if connection.tracer is not None:
             connection.tracer.end()
+            connection.tracer = None
         for hook in self.hooks["end"]:
             try:
                 hook(connection.session)
             except Exception:  # foreign code; the others are told all the same
                 _log.failure("{id}: a policy has failed in end", id=connection.session.id)
-        super().connection_lost(connection)
 
 
 def _is_idle(policy: Policy, present: frozenset[str], known: frozenset[bytes] | None) -> bool:

@@ -97,7 +97,7 @@ class POP3Protocol(TLSConnection, Protocol):
         set_no_delay = getattr(transport, "setTcpNoDelay", None)
         if set_no_delay is not None:
             set_no_delay(True)
-        self._ip = plain_ip(getattr(transport.getPeer(), "host", ""))
+        self._ip = plain_ip(getattr((self.proxied or transport).getPeer(), "host", ""))
         others = factory.connection_made(self)
         transport.registerProducer(self, True)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import connectionDone
@@ -41,6 +41,7 @@ class QMQPProtocol(RequestProtocol):
     factory: QMQPFactory
     session: Session
     log = log
+    proxied: Any = None  # the addresses that a proxy has told (qtwist.proxying), where one did
     silence = float("inf")  # the lifetime is what counts
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class QMQPProtocol(RequestProtocol):
 
     def connectionMade(self) -> None:
         factory = self.factory
-        self.session = Session.of(self.transport)
+        self.session = Session.of(self.proxied or self.transport)
         others = factory.connection_made(self) - factory.refused
         try:
             settings = factory.settings.get()

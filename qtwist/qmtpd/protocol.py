@@ -62,7 +62,7 @@ class QMTPProtocol(PolicyConnection):
         set_no_delay = getattr(transport, "setTcpNoDelay", None)
         if set_no_delay is not None:
             set_no_delay(True)
-        self.session = session = factory.make_session(transport)
+        self.session = session = factory.make_session(self.proxied or transport)
         others = factory.connection_made(self)
         transport.registerProducer(self, True)
         try:

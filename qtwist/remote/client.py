@@ -168,6 +168,12 @@ class Connection(Protocol):
         """Good for another transaction, as far as anybody knows."""
         return self._engine.idle
 
+    @property
+    def used_up(self) -> bool:
+        """The server takes no more messages over this connection (LIMITS, RFC 9422)."""
+        most = self._engine.most_transactions
+        return most is not None and self.transactions >= most
+
     def send(self, transaction: Transaction, message: Message) -> Deferred[Outcome]:
         """Run one transaction; fires when it is over, never errbacks. The connection must be usable."""
         result: Deferred[Outcome] = Deferred()

@@ -98,6 +98,7 @@ class Pool:
         if (
             self._closing is not None
             or connection.transactions >= self._most_transactions
+            or connection.used_up
             or len(self._timers) >= self._most_idle
         ):
             connection.quit()

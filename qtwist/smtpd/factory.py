@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 
 from qtwist.interfaces import IQueueEntrance
 from qtwist.policy.base import Policy
+from qtwist.policy.relay import Networks
 from qtwist.policy.serving import PolicyFactory
 from qtwist.policy.session import Session
 from qtwist.policy.watched import Watched
@@ -47,6 +48,7 @@ class SMTPFactory(PolicyFactory[SMTPProtocol]):
         self.authenticator = authenticator
         self.settings: Watched[Settings] = Watched(control, FILES, lambda: read_settings(control))
         self.certificates = Certificates(control, now)
+        self.fronts = Watched(control, ("xclients",), lambda: Networks.read(control, "xclients"))
 
     def is_own_address(self, session: Session, address: str) -> bool:
         """Is this IPv4 address, written with dots, one of ours (localiphost, spec §16.3)?

@@ -18,6 +18,7 @@ from qtwist.mail.queue_codes import queue_report
 from qtwist.policy.base import Opinion
 from qtwist.policy.connection import HeaderShown, PolicyConnection, leading_number, show
 from qtwist.policy.session import ReceivedMessage
+from qtwist.smtpd.fronting import Fronting
 from qtwist.smtpd.logins import Logins
 from qtwist.tls.info import TLSInfo
 from qtwist.tls.serving import TLSConnection
@@ -44,7 +45,7 @@ NO_TLS = Reply(454, b"TLS is not available now (#4.7.0)")
 NO_QUEUE = Reply(451, b"the queue cannot take a message now (#4.3.0)")
 
 
-class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
+class SMTPProtocol(Logins, Fronting, TLSConnection, PolicyConnection):
     """Feeds a :class:`SMTPServer` and does what it asks.
 
     It reads no further than the disk can follow and the client takes its answers. A client has control/timeoutsmtpd
@@ -72,11 +73,12 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
         set_no_delay = getattr(transport, "setTcpNoDelay", None)
         if set_no_delay is not None:
             set_no_delay(True)
-        self.session = session = factory.make_session(transport)
+        self.session = session = factory.make_session(self.proxied or transport)
         others = factory.connection_made(self)
         transport.registerProducer(self, True)
         try:
             settings = factory.settings.get()
+            fronts = factory.fronts.get()
         except ControlError as error:
             log.error("{id}: refused, {error}", id=session.id, error=error)
             self._engine.end(CANNOT_READ)
@@ -88,6 +90,9 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
                 limits=Limits(recipients=settings.recipients),
                 rewrite=self._rewrite if settings.localiphost is not None else None,
             )
+            self._engine.offer_chunking = True
+            self._engine.discard = settings.discard
+            self._engine.offer_xclient = fronts.has(session.remote_ip)
             self._prepare_logins(settings)
             if factory.draining:
                 self._engine.end(CLOSING)
@@ -109,7 +114,9 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
     def dataReceived(self, data: bytes) -> None:
         self.hear(data)
         if self._engine.in_message:
-            self._last = min(self.factory.clock.seconds(), self._last + len(data) / SLOWEST)
+            now, gained = self.factory.clock.seconds(), len(data) / SLOWEST
+            self._last = min(now, self._last + gained)
+            self._without_message = min(now, self._without_message + gained)
         self._engine.receive(data)
         self._pump()
 
@@ -142,8 +149,8 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
         clock = self.factory.clock
         now = clock.seconds()
         left = min(self._timeout, self._last + self._timeout - now)  # the clock may have been set back
-        if not self._engine.in_message:
-            left = min(left, self._without_message + PATIENCE * self._timeout - now)
+        # While a message comes, its octets keep that away; small chunks of BDAT, each with its answer, do not.
+        left = min(left, self._without_message + PATIENCE * self._timeout - now)
         if left <= 0:
             left = self._timeout
             self._last = now
@@ -186,7 +193,7 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
         self._ask("connect", then)
 
     def _on_helo(self, event: wire.Helo) -> None:
-        self.session.forget_transaction()
+        self._forget_transaction()
         self.session.helo = event.name
         self.session.extended = event.extended
 
@@ -243,7 +250,17 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
         self._ask("rcpt", then, recipient)
 
     def _on_reset(self, event: wire.Reset) -> None:
+        self._forget_transaction()
+
+    def _forget_transaction(self) -> None:
+        """The transaction is over, and the message with it that may be coming by BDAT."""
+        self._forget_message()
         self.session.forget_transaction()
+
+    def _forget_message(self) -> None:
+        """What has come of a message is thrown away, unless it was committed."""
+        self._abort()
+        self._header = None
 
     def _on_data(self, event: wire.Data) -> None:
         def then(opinion: Opinion) -> None:
@@ -324,8 +341,7 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
 
     def _finish(self, reply: Reply) -> None:
         """The message has its answer; the transaction is over."""
-        self._abort()
-        self._header = None
+        self._forget_message()
         self._without_message = self.factory.clock.seconds()
         if reply.positive:
             self._engine.reply(reply)
@@ -348,6 +364,7 @@ class SMTPProtocol(Logins, TLSConnection, PolicyConnection):
         wire.Helo: _on_helo,
         wire.StartTLS: _on_start_tls,
         **Logins.login_handlers,
+        **Fronting.xclient_handlers,
         wire.Mail: _on_mail,
         wire.Rcpt: _on_rcpt,
         wire.Reset: _on_reset,

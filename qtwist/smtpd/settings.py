@@ -21,6 +21,7 @@ FILES = (
     "concurrencyincoming",
     "plaintextauth",
     "smtpauth",
+    "ehlodiscard",
 )
 
 
@@ -28,7 +29,8 @@ FILES = (
 class Settings:
     """`databytes` 0 means no limit, `timeout` is in seconds, `localiphost` None turns that feature off.
 
-    `auth` says whether there is AUTH, `plaintext` whether it takes passwords in the clear from everywhere.
+    `auth` says whether there is AUTH, `plaintext` whether it takes passwords in the clear from everywhere. `discard`
+    are the keywords, in capitals, that EHLO does not announce.
     """
 
     greeting: bytes
@@ -39,6 +41,7 @@ class Settings:
     connections: int
     auth: bool
     plaintext: bool
+    discard: frozenset[bytes] = frozenset()
 
 
 def read_settings(control: Control) -> Settings:
@@ -55,4 +58,5 @@ def read_settings(control: Control) -> Settings:
         connections=control.integer("concurrencyincoming"),
         auth=control.integer("smtpauth") > 0,
         plaintext=control.integer("plaintextauth") > 0,
+        discard=frozenset(line.upper() for line in control.list("ehlodiscard") or ()),
     )

@@ -98,6 +98,7 @@ class _Dialogue:
             limits=Limits(recipients=settings.recipients),
             rewrite=None if localiphost is None else rewrite,
         )
+        self._engine.discard = settings.discard
         databytes = known.get(b"DATABYTES")
         self._engine.databytes = settings.databytes if databytes is None else _number(databytes)
         self._message_open = False

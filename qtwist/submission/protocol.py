@@ -84,10 +84,10 @@ class SubmissionProtocol(SMTPProtocol):
             session.sender = Address(naming.sender)
         return Submitted(naming)
 
-    def _finish(self, reply: Reply) -> None:
+    def _forget_message(self) -> None:
         self._submitted = self._refusal = None
         self.session.authors = []
-        super()._finish(reply)
+        super()._forget_message()
 
     handlers: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         **SMTPProtocol.handlers,

@@ -35,6 +35,7 @@ class TLSConnection:
     _choked: bool
 
     implicit_tls = False
+    proxied: Any = None  # the addresses that a proxy has told (qtwist.proxying), where one did
     handshaking = False
     _tls_id = ""
     _tls_timer: IDelayedCall | None = None
@@ -97,7 +98,7 @@ class TLSConnection:
             _log.info(
                 "{id}: TLS handshake with {ip} failed: {why}",
                 id=self._tls_id,
-                ip=getattr(self.transport.getPeer(), "host", "a local client"),
+                ip=getattr((self.proxied or self.transport).getPeer(), "host", "a local client"),
                 why=self._why(reason.value),
             )
 

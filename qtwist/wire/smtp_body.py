@@ -1,4 +1,4 @@
-"""The body of a message as DATA carries it: finding its end, taking the transparency off, counting its hops."""
+"""The body of a message as DATA and BDAT carry it: finding its end, taking the transparency off, counting its hops."""
 
 from __future__ import annotations
 
@@ -76,6 +76,46 @@ class BodyDecoder:
             return b"", b""
         self._held = buffer[-3:]
         return b"", None
+
+
+class ChunkDecoder:
+    """Turns what comes by BDAT into the message with LF line ends (RFC 3030 §2): there is no transparency, and the end
+    is known by counting.
+
+    A bare LF, a bare CR and a NUL are refused as they are by DATA, whatever `bare` may be there: such a message cannot
+    be stored, or sent on by DATA. From there on `refused` is true and nothing more is decoded. The two octets of a line
+    end may be in different chunks. `limit`, `size` and `too_big` are as in :class:`BodyDecoder`.
+    """
+
+    def __init__(self, *, limit: int = 0) -> None:
+        self.size = 0
+        self.refused = False
+        self.too_big = False
+        self._limit = limit
+        self._held = b""  # a CR whose LF may come
+
+    def feed(self, data: bytes) -> bytes:
+        """Take octets of the message, give what they are stored as."""
+        if self.refused:
+            return b""
+        raw = self._held + data
+        self._held = b"\r" if raw.endswith(b"\r") else b""
+        if self._held:
+            raw = raw[:-1]
+        lines = raw.count(b"\r\n")
+        if raw.count(b"\n") != lines or raw.count(b"\r") != lines or b"\0" in raw:
+            self.refused = True
+            return b""
+        text = raw.replace(b"\r", b"")
+        self.size += len(text)
+        if self._limit and self.size > self._limit:
+            self.too_big = True
+        return text
+
+    def finish(self) -> None:
+        """The last octet has come."""
+        if self._held:
+            self.refused = True
 
 
 class HopCounter:

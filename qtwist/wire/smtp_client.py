@@ -32,6 +32,7 @@ MAX_LINES = 1000
 """Lines of one reply."""
 
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(-|[ \t]|$)")
+_MAILMAX = re.compile(rb"(?:^|[ \t])MAILMAX=([0-9]{1,6})(?![^ \t])", re.IGNORECASE)
 _UNSAFE = re.compile(rb"[\r\n\0]")
 
 
@@ -244,6 +245,15 @@ class SMTPClient:
     def extensions(self) -> dict[bytes, bytes]:
         """What EHLO offered: keyword in capitals, its parameters. Empty after HELO."""
         return self._extensions
+
+    @property
+    def most_transactions(self) -> int | None:
+        """How many messages the server takes over one connection (LIMITS MAILMAX, RFC 9422 §3); None: it does not tell.
+
+        RCPTMAX and RCPTDOMAINMAX say nothing to us whose transactions have one recipient.
+        """
+        match = _MAILMAX.search(self._extensions.get(b"LIMITS", b""))
+        return None if match is None else int(match[1])
 
     def take_output(self) -> bytes:
         """What is to be sent now; it is forgotten here."""

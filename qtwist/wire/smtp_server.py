@@ -1,10 +1,10 @@
-"""The server's side of SMTP as a state machine without I/O (spec/qmail.md §2.10, §16; RFC 5321, 1870, 2920, 3207,
-6152).
+"""The server's side of SMTP as a state machine without I/O (spec/qmail.md §2.10, §16; RFC 5321, 1870, 2920, 3030,
+3207, 6152).
 
 Bytes go in by :meth:`SMTPServer.receive`, events come out of :meth:`SMTPServer.next_event`, bytes for the client out of
-:meth:`SMTPServer.data_to_send`. Connect, Helo, StartTLS, Mail, Rcpt, Data and EndOfMessage are questions: after one of
-them the machine looks at no further input until :meth:`~SMTPServer.accept` or :meth:`~SMTPServer.reply` has answered
-it. So answers are in order under pipelining, however late one of them comes. AUTH has questions of its own
+:meth:`SMTPServer.data_to_send`. Connect, Helo, StartTLS, XClient, Mail, Rcpt, Data and EndOfMessage are questions:
+after one of them the machine looks at no further input until :meth:`~SMTPServer.accept` or :meth:`~SMTPServer.reply`
+has answered it. So answers are in order under pipelining, however late one of them comes. AUTH has questions of its own
 (:mod:`qtwist.wire.sasl_mechanisms`). Everything else it answers itself.
 
 The invariant: any bytes are parsed or answered with an error reply; nothing else happens.
@@ -24,7 +24,13 @@ from qtwist.mail.address import parse_path
 from qtwist.wire import sasl
 from qtwist.wire.sasl import SaltWanted
 from qtwist.wire.sasl_mechanisms import FOREIGN, Authenticating, Claimed, Confirmed, E
-from qtwist.wire.smtp_body import BodyDecoder, HopCounter
+from qtwist.wire.smtp_body import BodyDecoder, ChunkDecoder, HopCounter
+from qtwist.wire.smtp_chunking import CHUNKING, Chunk, Chunking, Data
+from qtwist.wire.smtp_reply import Reply
+from qtwist.wire.xclient import ATTRIBUTES, Fronted, XClient
+
+# What others take from here although it is written elsewhere.
+__all__ = ["Chunk", "Data", "Reply", "SMTPServer", "XClient"]
 
 MAX_LINE = 2048  # octets of a command line before its LF
 MAX_AUTH_LINE = sasl.LONGEST_LINE + 1  # the same of a client's response in AUTH, its CR included
@@ -33,33 +39,6 @@ MAX_ADDRESS = 899  # spec §16.3
 MAX_HELO = 255  # RFC 5321 §4.5.3.1.2
 MAX_HOPS = 100  # this many are too many (spec §16.6)
 INPUT_ENOUGH = 65536  # unread octets from which on the shell should not read more
-
-
-@attrs.frozen
-class Reply:
-    """An answer to the client: a code from 200 to 599 and its text, lines separated by LF.
-
-    qmail puts the enhanced code in brackets at the end of the text: ``b"no such user (#5.1.1)"``.
-    """
-
-    code: int = attrs.field()
-    text: bytes
-
-    @code.validator
-    def _check_code(self, attribute: object, value: int) -> None:
-        if not 200 <= value <= 599:
-            raise ValueError(f"an SMTP reply code is 200 to 599, not {value!r}")
-
-    @property
-    def positive(self) -> bool:
-        return self.code < 400
-
-    def to_bytes(self) -> bytes:
-        """The reply as it goes over the wire. A CR or NUL in the text is dropped: no text can forge a second reply."""
-        lines = self.text.replace(b"\r", b"").replace(b"\0", b"").split(b"\n")
-        last = lines.pop()
-        head = b"".join(b"%d-%s\r\n" % (self.code, line) for line in lines)
-        return head + b"%d %s\r\n" % (self.code, last)
 
 
 @attrs.frozen
@@ -116,18 +95,6 @@ class Reset:
 
 
 @attrs.frozen
-class Data:
-    """A question: may the message come? The transaction is over in the machine, whatever the answer."""
-
-
-@attrs.frozen
-class Chunk:
-    """The next octets of the message, with LF line ends, transparency removed."""
-
-    data: bytes
-
-
-@attrs.frozen
 class EndOfMessage:
     """A question: is the message taken? `size` counts its octets, `hops` its Received and Delivered lines.
 
@@ -148,6 +115,7 @@ Event = (
     Connect
     | Helo
     | StartTLS
+    | XClient
     | SaltWanted
     | Claimed
     | Confirmed
@@ -168,6 +136,8 @@ _TOO_MANY = Reply(421, b"too many errors, closing the connection (#4.7.0)")
 _UNIMPLEMENTED = (502, b"unimplemented (#5.5.1)")
 _WRONG_LOGIN = 535
 
+ENHANCED = b"ENHANCEDSTATUSCODES"  # RFC 2034
+
 #: What MAIL says of the sender by RFC 4954 §5. Nobody here is trusted to say it, so that it is not kept.
 _AUTH_PARAMETER = re.compile(rb"<>|(?:[!-*,-<>-~]|\+[0-9A-F]{2}){1,500}")
 
@@ -180,7 +150,7 @@ _SASL_REPLIES = {  # RFC 4954 §4, §6
 }
 
 
-class SMTPServer(Authenticating):
+class SMTPServer(Authenticating, Chunking, Fronted):
     """One connection.
 
     `has_auth` says whether there is AUTH at all, `mechanisms` are those that it offers: to be set before an EHLO is
@@ -190,6 +160,9 @@ class SMTPServer(Authenticating):
     parsed (localiphost, spec §16.3). `bare` goes to :class:`BodyDecoder`. `databytes`, the most octets that a message
     may have (0: any number), can be set until the connection is accepted and afterwards. `offer_tls` says that STARTTLS
     may be given, `secured` that the connection is encrypted: from the start, or since a StartTLS was accepted.
+
+    `discard` are the keywords, in capitals, that EHLO does not announce; what they stand for is not refused, but for
+    CHUNKING. To a client that has given EHLO and was told of ENHANCEDSTATUSCODES, replies begin with the enhanced code.
 
     HELO is not demanded, a second MAIL begins anew, a command may end in a bare LF: all as in qmail (§16.1, §2.10).
     That leniency cannot be used for smuggling, because a body that holds a bare LF never comes to its end in peace.
@@ -204,6 +177,7 @@ class SMTPServer(Authenticating):
         bare: str = "refuse",
     ) -> None:
         self.databytes = 0
+        self.discard: frozenset[bytes] = frozenset()
         self.offer_tls = False
         self.secured = False
         self.has_auth = False
@@ -223,13 +197,14 @@ class SMTPServer(Authenticating):
         self._connected = False
         self._has_sender = False
         self._recipients = 0
-        self._body: BodyDecoder | None = None
+        self._body: BodyDecoder | ChunkDecoder | None = None
         self._hops = HopCounter()
         self._ended = False
         self._errors = 0
         self._refusals = 0
         self._failed_logins = 0
         self._has_login = False
+        self._enhanced = False
 
     # What the shell calls
 
@@ -246,7 +221,7 @@ class SMTPServer(Authenticating):
 
     @property
     def in_message(self) -> bool:
-        """True from an accepted DATA until its message is answered."""
+        """True from an accepted DATA, or the first BDAT, until the message is answered."""
         return self._body is not None
 
     def data_to_send(self) -> bytes:
@@ -263,7 +238,12 @@ class SMTPServer(Authenticating):
             self._connected = True
             return self._ask(Connect())
         while self._question is None and not self.closed:
-            if self._body is not None:
+            if self._arriving is not None:
+                event: Event | None = self._next_of_chunk(self._arriving)
+                if event is not None or self._arriving is not None:
+                    return event
+                continue
+            if isinstance(self._body, BodyDecoder):
                 return self._next_of_body(self._body)
             line = self._next_line()
             if line is None:
@@ -283,10 +263,16 @@ class SMTPServer(Authenticating):
         elif isinstance(question, StartTLS):
             self._answered(StartTLS)
             self._start_tls()
+        elif isinstance(question, XClient):
+            self._answered(XClient)
+            self._forget_client()
         elif isinstance(question, Data):
             self._answered(Data)
-            self._send(Reply(354, b"go ahead"))
-            self._body = BodyDecoder(limit=self.databytes, bare=self._bare)
+            if question.chunked:
+                self._begin_chunks()
+            else:
+                self._send(Reply(354, b"go ahead"))
+                self._body = BodyDecoder(limit=self.databytes, bare=self._bare)
             self._hops = HopCounter()
             self._ended = False
         elif isinstance(question, Claimed | Confirmed):
@@ -297,14 +283,16 @@ class SMTPServer(Authenticating):
     def reply(self, reply: Reply) -> None:
         """Answer the open question. A code 421 ends the connection, as do a refused Connect and a broken body.
 
-        Data and StartTLS are answered positively by :meth:`accept` only: ValueError else.
+        Data, StartTLS and XClient are answered positively by :meth:`accept` only: ValueError else.
         """
         question = self._answered(object)
-        if isinstance(question, (Data, StartTLS)) and reply.positive:
-            raise ValueError("a positive answer to DATA or STARTTLS is given by accept()")
+        if isinstance(question, Helo):
+            self._enhanced = False  # the answer to EHLO has no enhanced code (RFC 2034 section 4)
+        if isinstance(question, (Data, StartTLS, XClient)) and reply.positive:
+            raise ValueError("a positive answer to DATA, STARTTLS or XCLIENT is given by accept()")
         broken = False
         if isinstance(question, EndOfMessage):
-            broken = self._body is not None and self._body.refused
+            broken = isinstance(self._body, BodyDecoder) and self._body.refused
             self._body = None
             if reply.positive:
                 self._errors = self._refusals = 0
@@ -320,7 +308,12 @@ class SMTPServer(Authenticating):
             self._failed_logins += reply.code == _WRONG_LOGIN
             if self._refusals >= self._limits.refusals or self._failed_logins >= self._limits.logins:
                 reply = _TOO_MANY
-        self._send(reply)
+        if self._arriving is not None and reply.code != 421:
+            self._arriving.answer = reply  # to DATA; the octets of the chunk come first
+        else:
+            self._send(reply, _STATUS.get(type(question), b"0.0"))
+        if isinstance(question, Helo) and reply.positive:
+            self._enhanced = question.extended and ENHANCED not in self.discard
         if reply.code == 421 or broken or (isinstance(question, Connect) and not reply.positive):
             self.close()
 
@@ -352,8 +345,9 @@ class SMTPServer(Authenticating):
         self._question = None
         return question
 
-    def _send(self, reply: Reply) -> None:
-        self._output.append(reply.to_bytes())
+    def _send(self, reply: Reply, status: bytes = b"0.0") -> None:
+        """Send `reply`, to a client that knows them with its enhanced code: `status` where it has none of its own."""
+        self._output.append((reply.with_status(status) if self._enhanced else reply).to_bytes())
 
     def _error(self, code: int, text: bytes) -> None:
         self._errors += 1
@@ -364,12 +358,17 @@ class SMTPServer(Authenticating):
 
     def _capabilities(self) -> bytes:
         size = b"SIZE %d" % self.databytes if self.databytes else b"SIZE"
-        lines = [self._greeting, b"PIPELINING", b"8BITMIME", size]
+        lines = [b"PIPELINING", b"8BITMIME", ENHANCED, b"LIMITS RCPTMAX=%d" % self._limits.recipients]
+        if self.offer_chunking:
+            lines.append(CHUNKING)
+        lines.append(size)
         if self.offer_tls and not self.secured:
             lines.append(b"STARTTLS")
+        if self.offer_xclient:
+            lines.append(b"XCLIENT " + b" ".join(ATTRIBUTES))
         if self.mechanisms:
             lines.append(b"AUTH " + b" ".join(self.mechanisms))
-        return b"\n".join(lines)
+        return b"\n".join([self._greeting, *(line for line in lines if line.split()[0] not in self.discard)])
 
     def _start_tls(self) -> None:
         if self._unread:
@@ -377,9 +376,19 @@ class SMTPServer(Authenticating):
             self.end(_PIPELINED)
             return
         self._send(Reply(220, b"ready to start TLS"))
+        self._forget_greeting()
+        self.secured = True
+
+    def _forget_greeting(self) -> None:
         self._forget()
         self.mechanisms = ()  # until the next EHLO
-        self.secured = True
+        self._enhanced = False
+
+    def _forget_client(self) -> None:
+        """Another client is there: what was counted of the last one, and its login, are not its own."""
+        self._forget_greeting()
+        self._errors = self._refusals = self._failed_logins = 0
+        self._connected = self._has_login = False
 
     def _gather(self) -> None:
         """Bring all that has arrived into _input."""
@@ -405,6 +414,9 @@ class SMTPServer(Authenticating):
                 return Chunk(text)
             if not self._ended:
                 return None
+        return self._ask_end(body)
+
+    def _ask_end(self, body: BodyDecoder | ChunkDecoder) -> EndOfMessage:
         refusal = None
         hops = self._hops.hops
         if body.refused:
@@ -414,6 +426,15 @@ class SMTPServer(Authenticating):
         elif body.too_big:
             refusal = _TOO_BIG
         return self._ask(EndOfMessage(body.size, hops, refusal))
+
+    def _take(self, most: int) -> bytes:
+        """What there is of the input, up to `most` octets."""
+        if self._at == len(self._input):
+            self._gather()
+        data = self._input[self._at : self._at + most]
+        self._at += len(data)
+        self._unread -= len(data)
+        return data
 
     def _next_line(self) -> bytes | None:
         end = self._input.find(b"\n", self._at)
@@ -457,6 +478,9 @@ class SMTPServer(Authenticating):
         method = _COMMANDS.get(verb.upper())
         if method is None:
             self._error(*_UNIMPLEMENTED)
+            return None
+        if self._body is not None and method not in _BETWEEN_CHUNKS:
+            self._error(503, b"a message is coming by BDAT: go on, or RSET (#5.5.1)")
             return None
         return method(self, argument.lstrip(b" "))
 
@@ -615,6 +639,7 @@ class SMTPServer(Authenticating):
     def _forget(self) -> None:
         self._has_sender = False
         self._recipients = 0
+        self._body = None
 
 
 _COMMANDS: dict[bytes, Callable[[SMTPServer, bytes], Event | None]] = {
@@ -622,12 +647,21 @@ _COMMANDS: dict[bytes, Callable[[SMTPServer, bytes], Event | None]] = {
     b"EHLO": SMTPServer._ehlo,
     b"STARTTLS": SMTPServer._starttls,
     b"AUTH": SMTPServer._auth,
+    b"XCLIENT": SMTPServer._xclient,
     b"MAIL": SMTPServer._mail,
     b"RCPT": SMTPServer._rcpt,
     b"DATA": SMTPServer._data,
+    b"BDAT": SMTPServer._bdat,
     b"RSET": SMTPServer._rset,
     b"NOOP": SMTPServer._noop,
     b"VRFY": SMTPServer._vrfy,
     b"HELP": SMTPServer._help,
     b"QUIT": SMTPServer._quit,
 }
+
+#: Subject and detail of what a client is told where the text does not say (RFC 3463 §3).
+_STATUS: dict[type, bytes] = {Mail: b"1.0", Rcpt: b"1.5", Claimed: b"7.0", Confirmed: b"7.0"}
+
+_BETWEEN_CHUNKS = frozenset(
+    _COMMANDS[name] for name in (b"BDAT", b"RSET", b"HELO", b"EHLO", b"NOOP", b"VRFY", b"HELP", b"QUIT")
+)

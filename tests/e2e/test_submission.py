@@ -36,7 +36,7 @@ class ProgramTests(SubmissionCase):
         common = ("--from", self.address, "--to", self.address, "--header", "Bcc: secret@far.test")
         first = ("--server", f"127.0.0.1:{self.submission}", "-tls")
         done = self.run_program(program("swaks", "swaks"), *first, *common)
-        self.assertIn("530 log in first", done.stdout)
+        self.assertIn("530 5.7.0 log in first", done.stdout)
         login = ("--auth", "PLAIN", "--auth-user", self.user, "--auth-password", SECRET)
         for server in (first, ("--server", f"127.0.0.1:{self.submissions}", "-tlsc")):
             done = self.run_program(program("swaks", "swaks"), *server, *common, *login)

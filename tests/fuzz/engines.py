@@ -60,6 +60,7 @@ def smtp_server_outcome(parts: Iterable[bytes]) -> Outcome:
     """A server that refuses what has a ``z`` in it."""
     engine = SMTPServer(b"mx.test", limits=smtp_server.Limits(recipients=50))
     engine.databytes = 5000
+    engine.offer_chunking = engine.offer_xclient = True
     engine.has_auth = True
     engine.mechanisms = tuple(MECHANISMS)
     engine.channel = CHANNEL
@@ -318,6 +319,9 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b"AUTH PLAIN AGpvZQB4\r\nAUTH CRAM-MD5\r\n*\r\nAUTH LOGIN\r\nam9l\r\neA==\r\nQUIT\r\n",
         b"EHLO c.test\r\nMAIL FROM:<a@b.test> SIZE=10 BODY=8BITMIME\r\nRCPT TO:<c@mx.test>\r\nRCPT TO:<z@mx.test>\r\n"
         b"DATA\r\nReceived: x\r\nSubject: y\r\n\r\n..dot\r\n.\r\nQUIT\r\n",
+        b"EHLO c.test\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nBDAT 3\r\na\r\nRSET\r\nBDAT 2 LAST\r\nxx"
+        b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nBDAT 4\r\na\r\n\rDATA\r\nBDAT 3\r\n\nb\0BDAT 0 LAST\r\nQUIT\r\n",
+        b"EHLO a\r\nXCLIENT NAME=a.b ADDR=IPV6:::1 HELO=x+20y\r\nEHLO b\r\nXCLIENT PORT=1\r\nXCLIENT x\r\nQUIT\r\n",
         b"HELO x\nMAIL FROM:a@b\nRCPT TO:<@r:c@d>\nDATA\nhello\n.\n\r\n.\r\nMAIL FROM:<x@y>\r\n",
         b'MAIL FROM:<"q \\" s"@[127.0.0.1]>\r\nRSET\r\nNOOP\r\nVRFY x\r\nHELP\r\nRCPT TO:<>\r\n'
         + b"x" * 2100
