@@ -24,8 +24,8 @@ Shuffle = Callable[[list[object]], None]
 @attrs.frozen
 class Host:
     """An address to try; a lower `preference` is better. `address` is an IPv4 or IPv6 address as text, `name` the
-    host's name as the DNS or a route has it (for certificates), empty where there is only the address. `secure` says that
-    the DNS has authenticated all answers that led here; `tlsa` are the host's TLSA records, if those count."""
+    host's name as the DNS or a route has it (for certificates), empty where there is only the address. `secure` says
+    that the DNS has authenticated all answers that led here; `tlsa` are the host's TLSA records that count."""
 
     address: str
     preference: int = 0
