@@ -205,6 +205,15 @@ _TABLE = (
         check=checks.number(0),
     ),
     ControlFile(
+        "dane",
+        INTEGER,
+        _REMOTE,
+        "delivery",
+        "1 honours [TLSA records](tls.md#dane) if resolvers here validate; 2: any that do",
+        0,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "databytes",
         INTEGER,
         _QUEUED,

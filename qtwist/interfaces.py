@@ -263,3 +263,6 @@ class IResolver(Interface):
 
     def tlsa(name: bytes) -> Deferred[Answer]:
         """records: ``(usage, selector, matching type, data)``; `name` includes ``_port._tcp.``."""
+
+    def local() -> bool:
+        """Whether all servers that would be asked now are on this host: nobody can forge their AD bit on the way."""

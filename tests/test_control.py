@@ -29,6 +29,7 @@ TABLE = {
     "concurrencylocal": ("int", 10, False),
     "concurrencyremote": ("int", 20, False),
     "confine": ("int", 1, False),
+    "dane": ("int", 0, False),
     "databytes": ("int", 0, False),
     "defaultdomain": ("line", b"defaultdomain", True),
     "defaulthost": ("line", b"defaulthost", True),

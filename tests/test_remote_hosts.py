@@ -50,6 +50,9 @@ class FakeResolver:
     def tlsa(self, name: bytes) -> Deferred[Answer]:
         raise NotImplementedError
 
+    def local(self) -> bool:
+        return True
+
     def _answer(self, kind: str, known: dict[bytes, Any], name: bytes) -> Deferred[Answer]:
         self.asked.append((kind, name))
         records = known.get(name)

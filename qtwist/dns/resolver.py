@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ipaddress
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError
@@ -12,7 +13,7 @@ from zope.interface import implementer
 
 from qtwist.dns import exchange, message, names
 from qtwist.dns.cache import Cache, Lookup
-from qtwist.dns.config import RESOLV_CONF, ResolvConf, fixed, parse_servers
+from qtwist.dns.config import RESOLV_CONF, ResolvConf, Server, fixed, parse_servers
 from qtwist.dns.stub import StubResolver
 from qtwist.interfaces import Answer, DNSTemporaryError, IResolver
 
@@ -22,11 +23,15 @@ PATIENCE = 3.0
 
 @implementer(IResolver)
 class Resolver:
-    """Mail's questions to the DNS, asked through `lookup` (:meth:`Cache.lookup <qtwist.dns.cache.Cache.lookup>`)."""
+    """Mail's questions to the DNS, asked through `lookup` (:meth:`Cache.lookup <qtwist.dns.cache.Cache.lookup>`);
+    `servers` gives those that are asked at the moment."""
 
-    def __init__(self, clock: IReactorTime, lookup: Lookup) -> None:
+    def __init__(
+        self, clock: IReactorTime, lookup: Lookup, servers: Callable[[], Sequence[Server]] = lambda: ()
+    ) -> None:
         self._clock = clock
         self._lookup = lookup
+        self._servers = servers
 
     def mx(self, name: bytes) -> Deferred[Answer]:
         return self._lookup(name, message.MX)
@@ -57,6 +62,10 @@ class Resolver:
     def tlsa(self, name: bytes) -> Deferred[Answer]:
         return self._lookup(name, message.TLSA)
 
+    def local(self) -> bool:
+        servers = self._servers()
+        return bool(servers) and all(ipaddress.ip_address(server.host).is_loopback for server in servers)
+
 
 def _merge(results: list[tuple[bool, Answer | Failure]]) -> Answer:
     """One answer from those of A and AAAA, in this order; it is authenticated when all that came were."""
@@ -86,4 +95,4 @@ def make_resolver(reactor: Any, servers: Iterable[str] = (), *, resolv_conf: str
     texts = tuple(servers)
     source = fixed(parse_servers(texts)) if texts else ResolvConf(resolv_conf)
     stub = StubResolver(source, reactor, exchange.udp(reactor), exchange.tcp(reactor))
-    return Resolver(reactor, Cache(reactor, stub.lookup).lookup)
+    return Resolver(reactor, Cache(reactor, stub.lookup).lookup, source)

@@ -28,8 +28,9 @@ from qtwist.remote.pool import Key, Pool
 from qtwist.remote.qmtp import Package, QMTPConnection, is_qmtp_preference
 from qtwist.remote.routes import QMTP_PORT, SMTPS_PORT
 from qtwist.remote.tcpto import TimeoutTable
-from qtwist.remote.tlsrpt import NO_POLICY, STS, TLSFigures
+from qtwist.remote.tlsrpt import NO_POLICY, STS, TLSA, TLSFigures
 from qtwist.remote.tlsseen import SeenTLS
+from qtwist.tls import dane
 from qtwist.tls.clients import NO_TLS, ClientTLS, Demand
 from qtwist.wire.sasl_client import Login
 from qtwist.wire.smtp_client import Broken, NoLogin, Refused, TooLarge, Transaction
@@ -52,6 +53,7 @@ MAX_REMEMBERED = 10_000
 VERIFIED = 2
 
 AUTH_TLS = "control/authsenderstls"
+BY_DANE = "the TLSA records of "
 BY_STS = "the MTA-STS policy of "
 SEEN = "the good certificate that the domain had before (control/tlsmemory)"
 
@@ -135,7 +137,7 @@ class Carrier:
         sessions = 0
         for preference, key in keyed:
             by_qmtp = qmtp_port or (QMTP_PORT if is_qmtp_preference(preference) else None)
-            if by_qmtp is not None and package.fits and not key.demand.verified and login is None:
+            if by_qmtp is not None and package.fits and not key.demand.mandatory and login is None:
                 report_of_qmtp = await self._by_qmtp(key.address, by_qmtp, package, message, terms)
                 if report_of_qmtp is not None:
                     return report_of_qmtp
@@ -163,6 +165,14 @@ class Carrier:
         if self._tls is None:
             return NO_TLS
         demand = self._tls.files.demand(host.name.decode("ascii", "replace") or host.address)
+        if host.tlsa and demand.wanted and not demand.verified:
+            records = dane.usable(host.tlsa)
+            because = f"{BY_DANE}{demand.name}"
+            next_hop = domain.decode("ascii", "replace").lower()
+            # Where no record is of use, they still say that there is TLS (RFC 7672 §2.2).
+            demand = attrs.evolve(
+                demand, verified=bool(records), required=True, tlsa=records, because=because, next_hop=next_hop
+            )
         if demanded_by and demand.wanted and not demand.verified:
             return attrs.evolve(demand, verified=True, because=demanded_by)
         if login is not None and terms.authtls and demand.wanted:
@@ -170,7 +180,7 @@ class Carrier:
             return attrs.evolve(demand, verified=verified, because=demand.because or AUTH_TLS)
         if not demand.verified and demand.wanted and terms.tlsmemory and self._tls.seen.demands(domain):
             return attrs.evolve(demand, verified=True, because=SEEN)
-        if not demand.verified and self._without_tls.get((host.address, port), 0) > self._clock.seconds():
+        if not demand.mandatory and self._without_tls.get((host.address, port), 0) > self._clock.seconds():
             return NO_TLS
         return demand
 
@@ -180,7 +190,7 @@ class Carrier:
         if connection is None:
             return None
         trouble = await connection.greeted
-        if trouble is not None and isinstance(trouble.event, TLSFailed) and not key.demand.verified:
+        if trouble is not None and isinstance(trouble.event, TLSFailed) and not key.demand.mandatory:
             if key.port == SMTPS_PORT or (key.login is not None and not key.login.in_clear):
                 return connection, trouble
             self._log.warn(
@@ -216,7 +226,8 @@ class Carrier:
         elif isinstance(trouble.event, TLSFailed):
             self._count(key, domain, trouble.event.why)
         if trouble is None and connection.secured is not None and connection.secured.problem is None:
-            if key.demand.authorities is None:  # else it is good because a control file says so
+            # Else it is good because a control file or the DNS says so, and the world may think otherwise.
+            if key.demand.authorities is None and not key.demand.tlsa:
                 seen.good(domain)
             self._pool.is_good_for(key.verified, connection)
         elif trouble is not None and isinstance(trouble.event, TLSFailed) and key.demand.because == SEEN:
@@ -229,7 +240,9 @@ class Carrier:
     def _count(self, key: Key, domain: bytes, why: str | None) -> None:
         """For the figures, a session with the host of `key`, encrypted or not, and why not."""
         if self._tls is not None and key.demand.wanted:
-            self._tls.figures.count(domain, STS if key.demand.because.startswith(BY_STS) else NO_POLICY, why)
+            because = key.demand.because
+            policy = TLSA if because.startswith(BY_DANE) else STS if because.startswith(BY_STS) else NO_POLICY
+            self._tls.figures.count(domain, policy, why)
 
     async def _by_qmtp(
         self, address: str, port: int, package: Package, message: Message, terms: Terms

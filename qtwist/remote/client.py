@@ -149,7 +149,7 @@ class Connection(Protocol):
         self._engine = SMTPClient(
             helohost,
             start_tls=tls is not None and not tls.immediate,
-            require_tls=tls is not None and not tls.immediate and tls.demand.verified,
+            require_tls=tls is not None and not tls.immediate and tls.demand.mandatory,
             encrypted=tls is not None and tls.immediate,
             login=login,
         )
@@ -208,7 +208,7 @@ class Connection(Protocol):
         assert self._tls is not None
         self._handshaking = False
         demand = self._tls.demand
-        found = secured(self.transport.getHandle(), demand.name)
+        found = secured(self.transport.getHandle(), demand)
         if demand.verified and found.problem is not None:
             self._fail_tls(found.problem)
             return

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import attrs
+
+if TYPE_CHECKING:
+    from qtwist.tls.dane import TLSA
 
 MAX_EXCHANGES = 20
 """Mail exchangers of one host that are looked up."""
@@ -20,11 +24,14 @@ Shuffle = Callable[[list[object]], None]
 @attrs.frozen
 class Host:
     """An address to try; a lower `preference` is better. `address` is an IPv4 or IPv6 address as text, `name` the
-    host's name as the DNS or a route has it (for certificates), empty where there is only the address."""
+    host's name as the DNS or a route has it (for certificates), empty where there is only the address. `secure` says
+    that the DNS has authenticated all answers that led here; `tlsa` are the host's TLSA records that count."""
 
     address: str
     preference: int = 0
     name: bytes = attrs.field(default=b"", eq=False)
+    secure: bool = attrs.field(default=False, eq=False)
+    tlsa: tuple[TLSA, ...] = attrs.field(default=(), eq=False)
 
 
 def parse_address(text: bytes) -> str | None:

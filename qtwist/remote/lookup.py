@@ -58,14 +58,14 @@ async def _exchangers(resolver: IResolver, host: bytes, shuffle: Shuffle) -> Hos
         return reports.DNS_TROUBLE
     records = cast("tuple[tuple[int, bytes], ...]", answer.records) if answer.status == "ok" else ()
     if not records:
-        return await _addresses(resolver, host, shuffle)
+        return await _addresses(resolver, host, shuffle, answer.authenticated)
     if is_null_mx(records):
         return reports.no_mail_host(host)
-    return await _all_addresses(resolver, order_exchanges(records, shuffle), shuffle)
+    return await _all_addresses(resolver, order_exchanges(records, shuffle), shuffle, answer.authenticated)
 
 
-async def _addresses(resolver: IResolver, name: bytes, shuffle: Shuffle) -> Hosts | Report:
-    """The addresses of one name, without mail exchangers."""
+async def _addresses(resolver: IResolver, name: bytes, shuffle: Shuffle, secure: bool = True) -> Hosts | Report:
+    """The addresses of one name, without mail exchangers. `secure` says whether what led to the name was."""
     try:
         answer = await resolver.addresses(name.removesuffix(b"."))
     except DNSTemporaryError:
@@ -73,11 +73,14 @@ async def _addresses(resolver: IResolver, name: bytes, shuffle: Shuffle) -> Host
     if answer.status == "nxdomain":
         return reports.no_such_host(name)
     addresses = cast("tuple[str, ...]", answer.records)
-    found = tuple(Host(address, name=name) for address in shuffle_addresses(addresses, shuffle))
+    secure = secure and answer.authenticated
+    found = tuple(Host(address, name=name, secure=secure) for address in shuffle_addresses(addresses, shuffle))
     return found or reports.NO_EXCHANGER
 
 
-async def _all_addresses(resolver: IResolver, exchanges: list[tuple[int, bytes]], shuffle: Shuffle) -> Hosts | Report:
+async def _all_addresses(
+    resolver: IResolver, exchanges: list[tuple[int, bytes]], shuffle: Shuffle, secure: bool
+) -> Hosts | Report:
     """The addresses of all mail exchangers, in their order, asked for together.
 
     An exchange without an address is left out. A temporary failure counts only when there is no address at all.
@@ -87,17 +90,20 @@ async def _all_addresses(resolver: IResolver, exchanges: list[tuple[int, bytes]]
     questions: list[Deferred[Any]] = [resolver.addresses(exchange.removesuffix(b".")) for exchange in asked]
     answers = await DeferredList(questions, consumeErrors=True)
     addresses = {exchange: [address] for exchange, address in literal.items() if address is not None}
+    authenticated = set()
     trouble = False
     for exchange, (success, answer) in zip(asked, answers, strict=True):
         if success:
             records = cast("tuple[str, ...]", answer.records)
             addresses[exchange] = shuffle_addresses(records, shuffle)
+            if secure and answer.authenticated:
+                authenticated.add(exchange)
         elif answer.check(DNSTemporaryError):
             trouble = True
         else:
             answer.raiseException()
     hosts = tuple(
-        Host(address, preference, exchange)
+        Host(address, preference, exchange, exchange in authenticated)
         for preference, exchange in exchanges
         for address in addresses.get(exchange, ())
     )

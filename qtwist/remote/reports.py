@@ -69,6 +69,13 @@ def no_tls(address: str, why: str, because: str) -> Report:
     return Report.deferral(text.encode("utf-8", "replace"))
 
 
+def no_tlsa(name: bytes) -> Report:
+    """The DNS does not say what certificate a host must have, and its names are signed (RFC 7672 §2.1.2)."""
+    return Report.deferral(
+        b"The DNS gave no answer for now about TLSA records of %b, whose name is signed. (#4.7.5)\n" % visible(name)
+    )
+
+
 def no_matching_exchanger(domain: bytes) -> Report:
     """The mail exchangers that the DNS tells of are not those of the domain's MTA-STS policy (RFC 8461 §4.1)."""
     return Report.deferral(
@@ -113,7 +120,8 @@ def finished(
         text = b"%b failed on DATA command.\n" % ip
     text += _said(event.reply)
     if secured is not None and event.stage is Stage.MESSAGE and event.reply.positive:
-        good = "certificate verified" if secured.problem is None else f"not verified: {secured.problem}"
+        verified = "certificate verified by DANE" if secured.by_dane else "certificate verified"
+        good = verified if secured.problem is None else f"not verified: {secured.problem}"
         text += f"{secured.version} {secured.cipher}, {good}.\n".encode("utf-8", "replace")
     return Report(_letter(event.reply), text)
 

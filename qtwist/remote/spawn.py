@@ -22,6 +22,7 @@ from qtwist.mail.envelope import Report
 from qtwist.remote import reports
 from qtwist.remote.carrier import BY_STS, Carrier, OutgoingTLS, Terms
 from qtwist.remote.client import Message
+from qtwist.remote.dane import DANE
 from qtwist.remote.hosts import Shuffle
 from qtwist.remote.lookup import find_hosts
 from qtwist.remote.own import OwnAddresses
@@ -33,6 +34,7 @@ from qtwist.remote.tcpto import TimeoutTable
 from qtwist.remote.tlsrpt import TLSFigures
 from qtwist.remote.tlsseen import SeenTLS
 from qtwist.tls.clients import ClientTLS
+from qtwist.tls.dane import usable
 from qtwist.wire.mta_sts import MOST_OCTETS
 from qtwist.wire.sasl_client import Login
 from qtwist.wire.smtp_client import Transaction
@@ -53,6 +55,7 @@ _FILES = (
     "authsenders",
     "authsenderstls",
     "mtasts",
+    "dane",
 )
 
 # Quoting puts a backslash before a line end but leaves it there, and domains are not quoted at all. None of these may
@@ -69,6 +72,7 @@ class Settings:
     routes: Mapping[bytes, bytes]
     qmtp_routes: Mapping[bytes, bytes]
     mta_sts: bool
+    dane: int
     senders: Mapping[bytes, bytes]
 
 
@@ -116,6 +120,7 @@ class RemoteSpawner:
             return HTTPSFetcher(reactor, timer, resolver, most=MOST_OCTETS, seconds=FETCH_SECONDS).get(host, path)
 
         self._policies = STSPolicies(resolver, fetch, os.path.join(queue_path, "mtasts"), now)
+        self._dane = DANE(resolver)
         self._settings: Settings | None = None
         self._stamps: tuple[object, ...] = ()
         self._running = 0
@@ -180,11 +185,16 @@ class RemoteSpawner:
         hosts = await find_hosts(self._resolver, host, route.relay, self._own.get, self._shuffle)
         if isinstance(hosts, Report):
             return hosts
+        if settings.dane:
+            hosts = await self._dane.look(hosts, route.relay.port, settings.dane)
+            if isinstance(hosts, Report):
+                return hosts
         demanded_by = ""
         if settings.mta_sts and not route.relay.host:
             policy = await self._policies.policy(host)
             if policy is not None and policy.mode == "enforce":
-                hosts = tuple(one for one in hosts if policy.matches(one.name))
+                # TLSA records say more than that policy, which must not stand in for them (RFC 8461 §2).
+                hosts = tuple(one for one in hosts if usable(one.tlsa) or policy.matches(one.name))
                 if not hosts:
                     return reports.no_matching_exchanger(host)
                 demanded_by = BY_STS + reports.visible(host).decode()
@@ -228,7 +238,8 @@ class RemoteSpawner:
             routes, qmtp_routes = self._control.map("smtproutes"), self._control.map("qmtproutes")
             senders = self._control.map("authsenders")
             sts = self._control.integer("mtasts") > 0
-            self._settings = Settings(terms, routes or {}, qmtp_routes or {}, sts, senders or {})
+            dane = self._control.integer("dane")
+            self._settings = Settings(terms, routes or {}, qmtp_routes or {}, sts, dane, senders or {})
             self._stamps = stamps
         return self._settings
 

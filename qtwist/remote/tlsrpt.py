@@ -12,7 +12,7 @@ from twisted.logger import Logger
 MOST_DOMAINS = 10_000
 """Domains of a day that are counted each; the others are counted together, as ``*``."""
 
-STS, NO_POLICY = "sts", "no-policy-found"
+TLSA, STS, NO_POLICY = "tlsa", "sts", "no-policy-found"
 
 _log = Logger(namespace="qtwist.tlsrpt")
 

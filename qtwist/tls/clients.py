@@ -23,8 +23,10 @@ from zope.interface import implementer
 
 from qtwist.control import ControlError
 from qtwist.control_reading import unreadable
+from qtwist.tls import dane
 from qtwist.tls.certificates import file_stamp
 from qtwist.tls.contexts import CLIENT_CIPHERS, CheckedConnection, client_context
+from qtwist.tls.dane import TLSA
 
 if TYPE_CHECKING:
     from qtwist.control import Control
@@ -39,8 +41,9 @@ class Demand:
     """What is asked of TLS with one host.
 
     `name` is what its certificate should be for, a host name or an address. With `verified`, nothing is sent unless the
-    certificate is good, by the system's authorities or by those in the file `authorities`; `because` says who wants
-    that.
+    certificate is good, by the system's authorities or by those in the file `authorities`, or with `tlsa` by those
+    records and nothing else; `because` says who wants that. DANE-TA records may also vouch for the name `next_hop`.
+    `required` asks for TLS with whatever certificate.
     """
 
     name: str
@@ -48,6 +51,14 @@ class Demand:
     verified: bool = False
     authorities: str | None = None
     because: str = attrs.field(default="", eq=False)
+    required: bool = False
+    tlsa: tuple[TLSA, ...] = ()
+    next_hop: str = ""
+
+    @property
+    def mandatory(self) -> bool:
+        """Whether nothing may be sent in the clear."""
+        return self.verified or self.required
 
 
 NO_TLS = Demand("", wanted=False)
@@ -55,11 +66,13 @@ NO_TLS = Demand("", wanted=False)
 
 @attrs.frozen
 class Secured:
-    """An encrypted connection to a host. `problem` is why its certificate is not good for its name, None if it is."""
+    """An encrypted connection to a host. `problem` is why its certificate is not good for its name, None if it is;
+    `by_dane` says that TLSA records were what counted."""
 
     version: str
     cipher: str
     problem: str | None
+    by_dane: bool = False
 
 
 class ClientTLS:
@@ -134,14 +147,34 @@ class ClientCreator:
         return connection
 
 
-def secured(connection: SSL.Connection, name: str) -> Secured:
-    """What is known of a connection to the host `name` once its handshake is over (RFC 6125 §6)."""
+def secured(connection: SSL.Connection, demand: Demand) -> Secured:
+    """What is known of a connection once its handshake is over (RFC 6125 §6, RFC 7672 §3)."""
     assert isinstance(connection, CheckedConnection)
+    if demand.tlsa:
+        problem = _dane_problem(connection, demand)
+    else:
+        problem = connection.problem or _name_problem(connection, demand.name)
     return Secured(
         version=connection.get_protocol_version_name(),
         cipher=connection.get_cipher_name() or "unknown",
-        problem=connection.problem or _name_problem(connection, name),
+        problem=problem,
+        by_dane=bool(demand.tlsa),
     )
+
+
+def _dane_problem(connection: SSL.Connection, demand: Demand) -> str | None:
+    def name_problem() -> str | None:
+        # RFC 7672 §3.2.2: the host that the records are of, or the domain that the mail is for.
+        why = _name_problem(connection, demand.name)
+        if why is not None and demand.next_hop and _name_problem(connection, demand.next_hop) is None:
+            return None
+        return why
+
+    try:
+        chain = connection.get_peer_cert_chain(as_cryptography=True) or []
+        return dane.problem(chain, demand.tlsa, name_problem)
+    except ValueError:
+        return "the certificate cannot be read"
 
 
 def _name_problem(connection: SSL.Connection, name: str) -> str | None:
