@@ -91,7 +91,8 @@ fuzz: $(VENV)/.installed-fuzz
 
 # Beside Postfix, as root, where other accounts can run this Python (bench/README.md).
 bench: $(VENV)/.installed
-	$(RUN) bench/peers.py $(BENCH)
+	$(RUN) -m bench.peers $(BENCH)
+	$(RUN) -m bench.pop3 $(BENCH_POP3)
 
 clean: demo-stop
 	rm -rf $(VENV) dist build demo _trial_temp* .hypothesis .mypy_cache .ruff_cache

@@ -1,7 +1,7 @@
 """A deep queue: what 200,000 deferred messages cost the start, the memory, the stop, and new mail (issue 7).
 
 `python -m bench.backlog`, as root, where other accounts can run this Python. The queue lies on the file system that
-`bench/peers.py` makes. All that lies in it is for a host that refuses connections, and due as qmail's schedule has it
+`bench/machine.py` makes. All that lies in it is for a host that refuses connections, and due as qmail's schedule has it
 for mail of up to a week (spec/qmail.md §9.5), so that some messages a second are tried all the time. New mail is
 measured with an empty queue, with the backlog, and while ALRM has made all of it due.
 """
@@ -17,22 +17,9 @@ import signal
 import time
 from collections.abc import Iterator
 
-from bench.peers import (
-    ACCOUNTS,
-    PLACE,
-    Journaled,
-    Meter,
-    Peer,
-    Qtwist,
-    Sink,
-    account,
-    disk,
-    empty,
-    local_job,
-    measure,
-    prepare_machine,
-    relay_job,
-)
+from bench.loads import Sink, local_job, relay_job
+from bench.machine import ACCOUNTS, Meter, account, control_group, disk, empty, prepare_machine
+from bench.servers import Journaled, Peer, Qtwist
 from qtwist.files.disk import RealDisk
 from qtwist.queue.layout import Layout, open_layout
 from qtwist.queue.records import format_info, format_recipients
@@ -146,8 +133,8 @@ def running(peer: Peer, say: str) -> Iterator[Processes]:
 def new_mail(peer: Peer, sink: Sink, meter: Meter, messages: int, say: str) -> None:
     """Rates from the first octet in to the last message delivered."""
     empty(peer.maildir())
-    local = measure(meter, messages, lambda: local_job(peer, _SESSIONS, messages, _OCTETS, once=True))
-    relay = measure(meter, messages, lambda: relay_job(peer, sink, _SESSIONS, messages, _OCTETS))
+    local = meter.measure(messages, lambda: local_job(peer, _SESSIONS, messages, _OCTETS, once=True))
+    relay = meter.measure(messages, lambda: relay_job(peer, sink, _SESSIONS, messages, _OCTETS))
     print(
         f"{say}: new mail, {messages} each: local {local['msg/s']:.0f} msg/s, {local['CPU ms']:.2f} ms CPU; "
         f"relay {relay['msg/s']:.0f} msg/s, {relay['CPU ms']:.2f} ms CPU",
@@ -190,9 +177,7 @@ def main() -> None:
     prepare_machine()
     kind = Journaled if options.journal else Qtwist
     with disk(1000 + options.backlog * 14 // 1000, inodes=100_000 + 4 * options.backlog) as device:
-        group = f"/sys/fs/cgroup/cpuacct/{os.path.basename(PLACE)}-{kind.name}"
-        os.makedirs(group, exist_ok=True)
-        peer = kind(group)
+        peer = kind(control_group(kind.name))
         empty(peer.maildir())
         sink = Sink()
         try:

@@ -668,6 +668,15 @@ _TABLE = (
         check=checks.number(1),
     ),
     ControlFile(
+        "remoterecipients",
+        INTEGER,
+        _REMOTE,
+        "delivery",
+        "recipients of a message in one SMTP transaction; 1: one each, as qmail",
+        50,
+        check=checks.number(1),
+    ),
+    ControlFile(
         "timeoutremote",
         INTEGER,
         _REMOTE,

@@ -199,12 +199,15 @@ class Delivery:
     """One message to one recipient, as a spawner gets it (spec/qmail.md §11.1).
 
     `fd` is the message, read-only and seekable; whoever takes the Delivery owns the descriptor and closes it.
+    `siblings` is a hint: how many deliveries of the message may be under way soon, this one included. 1 says that it
+    has to go alone.
     """
 
     number: int
     fd: int
     sender: bytes
     recipient: bytes
+    siblings: int = 1
 
 
 class ISpawner(Interface):

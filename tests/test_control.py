@@ -64,6 +64,7 @@ TABLE = {
     "timeoutconnect": ("int", 60, False),
     "timeoutqmtpd": ("int", 3600, False),
     "timeoutremote": ("int", 1200, False),
+    "remoterecipients": ("int", 50, False),
     "timeoutsmtpd": ("int", 1200, False),
     "virtualdomains": ("colon list", None, False),
     "badhelo": ("list", None, False),

@@ -94,7 +94,7 @@ class FakeConnection:
         self.sent: list[tuple[int, bytes]] = []
 
     def send(self, packet: bytes) -> None:
-        number, _, _, local = spawning.read_request(packet)
+        number, _, _, local, _ = spawning.read_request(packet)
         self.sent.append((number, local))
 
 

@@ -716,7 +716,7 @@ class ConnectTests(SynchronousTestCase):
         terms = Terms(b"me.test", 60, 1200)
         return Deferred.fromCoroutine(
             self.carrier.carry(transaction, Package(b"", b""), Message(-1, 0, b""), hosts, 25, terms, qmtp_port)
-        )
+        ).addCallback(lambda reports: reports[0])
 
     def test_connect_timeout(self) -> None:
         """timeoutconnect for each address, IPv6 as well; then the table knows them (§15.3)."""

@@ -151,6 +151,20 @@ class ChannelTests(SynchronousTestCase):
         assert chosen is not None
         self.assertIs(chosen[0], small)
 
+    def test_siblings(self) -> None:
+        """How many of a message may be under way: those that are there, as far as there are slots for them."""
+        channel = Channel("remote", 20)
+        one = self.open(channel, 1, 100)
+        self.assertEqual(channel.siblings(one), 15)
+        few = self.open(channel, 2, 3)
+        while channel.choose() is not None:
+            pass
+        self.assertEqual((few.running, len(few.pending), channel.siblings(few)), (3, 0, 3))
+        self.assertEqual(channel.siblings(self.open(channel, 3, 1)), 1)
+        one.first = False
+        self.assertEqual(channel.siblings(one), 1)
+        self.assertEqual(Channel("local", 20).siblings(few), 1)
+
     def test_the_least_served_goes_first(self) -> None:
         channel = Channel("remote", 6)
         first = self.open(channel, 1, 100)

@@ -12,10 +12,10 @@ TEXT = st.binary().map(lambda data: data.replace(b"\0", b""))
 
 
 class SpawningTests(SynchronousTestCase):
-    @given(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), TEXT, TEXT)
-    def test_request(self, delivery: int, number: int, sender: bytes, recipient: bytes) -> None:
-        packet = spawning.request(delivery, number, sender, recipient)
-        self.assertEqual(spawning.read_request(packet), (delivery, number, sender, recipient))
+    @given(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), TEXT, TEXT, st.integers(1, 255))
+    def test_request(self, delivery: int, number: int, sender: bytes, recipient: bytes, siblings: int) -> None:
+        packet = spawning.request(delivery, number, sender, recipient, siblings)
+        self.assertEqual(spawning.read_request(packet), (delivery, number, sender, recipient, siblings))
 
     @given(st.integers(0, 2**32 - 1), st.integers(-64, 255), st.binary(max_size=spawning.LONGEST_OUTPUT))
     def test_reply(self, delivery: int, code: int, output: bytes) -> None:

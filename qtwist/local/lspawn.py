@@ -209,7 +209,7 @@ class Spawner:
 
     def _on_request(self, packet: bytes, fds: list[int]) -> None:
         try:
-            delivery, _, sender, recipient = spawning.read_request(packet)
+            delivery, _, sender, recipient, _ = spawning.read_request(packet)
         except ValueError:
             _close(fds)
             return
@@ -298,7 +298,7 @@ class Spawner:
             self._forget(sock)
             return
         try:
-            number, _, _, local = spawning.read_request(packet)
+            number, _, _, local, _ = spawning.read_request(packet)
         except ValueError:
             return
         if not local:
@@ -348,7 +348,7 @@ class Spawner:
             self.logins = None
             return
         try:
-            login, _, _, local = spawning.read_request(packet)
+            login, _, _, local, _ = spawning.read_request(packet)
             [fd] = fds
         except ValueError:
             _close(fds)

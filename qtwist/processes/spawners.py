@@ -94,7 +94,7 @@ class ProcessSpawner:
         assert self._connection is not None
         number = next(self._numbers) & 0xFFFFFFFF
         try:
-            packet = spawning.request(number, delivery.number, delivery.sender, delivery.recipient)
+            packet = spawning.request(number, delivery.number, delivery.sender, delivery.recipient, delivery.siblings)
         except ValueError:
             os.close(delivery.fd)
             result.callback(Report.failure(b"There is a NUL in the addresses. (#5.1.3)\n"))
@@ -135,13 +135,13 @@ class SpawnerServer:
 
     def _on_request(self, packet: bytes, fds: list[int]) -> None:
         try:
-            number, message, sender, recipient = spawning.read_request(packet)
+            number, message, sender, recipient, siblings = spawning.read_request(packet)
             [fd] = fds
         except ValueError:
             for fd in fds:
                 os.close(fd)
             raise
-        result = self._spawner.deliver(Delivery(message, fd, sender, recipient))
+        result = self._spawner.deliver(Delivery(message, fd, sender, recipient, siblings))
         result.addCallback(
             lambda report: self._connection.send(spawning.reply(number, ord(report.letter), report.text))
         )

@@ -33,7 +33,7 @@ from qtwist.remote.tlsseen import SeenTLS
 from qtwist.tls import dane
 from qtwist.tls.clients import NO_TLS, ClientTLS, Demand
 from qtwist.wire.sasl_client import Login
-from qtwist.wire.smtp_client import Broken, NoLogin, Refused, TooLarge, Transaction
+from qtwist.wire.smtp_client import Broken, Finished, NoLogin, RecipientResult, Refused, Stage, TooLarge, Transaction
 
 MAX_SESSIONS = 5
 """Servers that may refuse a session, or let it die, before the delivery is put off: each may take its full timeout."""
@@ -116,9 +116,10 @@ class Carrier:
         domain: bytes = b"",
         demanded_by: str = "",
         login: Login | None = None,
-    ) -> Report:
-        """The report for the only recipient of `transaction`, which is that of `package`, too; `domain` is what `hosts`
-        are for, and `demanded_by` says who demands good certificates of them, if anybody does. ControlError when what
+    ) -> Sequence[Report | None]:
+        """The reports for the recipients of `transaction`; None for one that has to be tried alone, as what happened is
+        not about it. One that is alone, and then is that of `package`, too, has a report. `domain` is what `hosts` are
+        for, and `demanded_by` says who demands good certificates of them, if anybody does. ControlError when what
         control files say of TLS is of no use. With a `login`, `hosts` are asked for nothing before they have taken it,
         and are not asked for QMTP.
 
@@ -133,30 +134,33 @@ class Carrier:
         ]
         # Among equals, the one to which a connection is open; sorting is stable, so the order stays random else.
         keyed.sort(key=lambda pair: (pair[0], not self._pool.has(pair[1])))
+        recipients = len(transaction.recipients)
         report = reports.NO_CONNECTION
         sessions = 0
         for preference, key in keyed:
             by_qmtp = qmtp_port or (QMTP_PORT if is_qmtp_preference(preference) else None)
             if by_qmtp is not None and package.fits and not key.demand.mandatory and login is None:
+                if recipients > 1:
+                    return [None] * recipients
                 report_of_qmtp = await self._by_qmtp(key.address, by_qmtp, package, message, terms)
                 if report_of_qmtp is not None:
-                    return report_of_qmtp
+                    return [report_of_qmtp]
             while (connection := self._pool.take(key)) is not None:
                 connection.timeout = terms.timeoutremote
                 outcome = await connection.send(transaction, message)
                 if not outcome.stale:
-                    return _report(key.address, outcome, connection)
+                    return _reports(key.address, transaction, outcome, connection)
             begun = await self._begin(key, terms, domain)
             if begun is None:
                 continue
             connection, trouble = begun
             if trouble is None:
-                return _report(key.address, await connection.send(transaction, message), connection)
+                return _reports(key.address, transaction, await connection.send(transaction, message), connection)
             report = _session_report(key, trouble)
             sessions += 1
             if sessions == MAX_SESSIONS:
                 break
-        return report
+        return [report] * recipients
 
     def _demand(
         self, host: Host, port: int, terms: Terms, domain: bytes, demanded_by: str, login: Login | None
@@ -300,13 +304,41 @@ def _session_report(key: Key, trouble: Trouble) -> Report:
     return reports.broken(key.address, trouble.event, trouble.waited)
 
 
-def _report(address: str, outcome: Outcome, connection: Connection) -> Report:
+def _reports(
+    address: str, transaction: Transaction, outcome: Outcome, connection: Connection
+) -> Sequence[Report | None]:
+    """As :meth:`Carrier.carry` says, of a transaction that has come to its end."""
+    said: Sequence[RecipientResult | None] = outcome.recipients
+    silent = [None] * (len(transaction.recipients) - len(said))
+    return [
+        _report(address, recipient, outcome, connection)
+        if len(transaction.recipients) == 1 or _is_settled(recipient, outcome)
+        else None
+        for recipient in (*said, *silent)
+    ]
+
+
+def _is_settled(recipient: RecipientResult | None, outcome: Outcome) -> bool:
+    """Whether `recipient`, one of several in a transaction, would have heard the same alone, or must not be tried again
+    now, as it may have the message."""
+    end = outcome.end
+    if recipient is not None and not recipient.reply.positive:
+        return not recipient.reply.is_about_number
+    if isinstance(end, Broken):
+        return end.dot_sent or outcome.waited is not None
+    if isinstance(end, Finished):
+        return end.stage is Stage.MAIL or (end.stage is Stage.MESSAGE and end.reply.positive)
+    return True
+
+
+def _report(address: str, recipient: RecipientResult | None, outcome: Outcome, connection: Connection) -> Report:
     end = outcome.end
     if isinstance(end, TooLarge):
         return reports.too_large(address, end.limit)
     if isinstance(end, Unreadable):
         return reports.UNREADABLE
+    if recipient is not None and not recipient.reply.positive:
+        return reports.finished(address, recipient, Finished(Stage.RCPT, recipient.reply))
     if isinstance(end, Broken):
         return reports.broken(address, end, outcome.waited)
-    recipient = outcome.recipients[0] if outcome.recipients else None
     return reports.finished(address, recipient, end, connection.secured)

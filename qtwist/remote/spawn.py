@@ -6,7 +6,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -20,6 +20,7 @@ from qtwist.interfaces import Delivery, IResolver, ISpawner
 from qtwist.mail.address import quote2
 from qtwist.mail.envelope import Report
 from qtwist.remote import reports
+from qtwist.remote.batches import Batches
 from qtwist.remote.carrier import BY_STS, Carrier, OutgoingTLS, Terms
 from qtwist.remote.client import Message
 from qtwist.remote.dane import DANE
@@ -28,7 +29,7 @@ from qtwist.remote.lookup import find_hosts
 from qtwist.remote.own import OwnAddresses
 from qtwist.remote.pool import Pool
 from qtwist.remote.qmtp import Package
-from qtwist.remote.routes import RouteError, find_route
+from qtwist.remote.routes import Route, RouteError, find_route
 from qtwist.remote.sts import STSPolicies
 from qtwist.remote.tcpto import TimeoutTable
 from qtwist.remote.tlsrpt import TLSFigures
@@ -41,6 +42,9 @@ from qtwist.wire.smtp_client import Transaction
 
 LIMIT = 255
 """The most deliveries at once, whatever control/concurrencyremote says (spec/qmail.md §26.9)."""
+
+MOST_RECIPIENTS = 100
+"""The most recipients in a transaction that every server takes (RFC 5321 §4.5.3.1.8)."""
 
 FETCH_SECONDS = 60
 """How long a domain may take to give its MTA-STS policy."""
@@ -56,6 +60,7 @@ _FILES = (
     "authsenderstls",
     "mtasts",
     "dane",
+    "remoterecipients",
 )
 
 # Quoting puts a backslash before a line end but leaves it there, and domains are not quoted at all. None of these may
@@ -74,6 +79,8 @@ class Settings:
     mta_sts: bool
     dane: int
     senders: Mapping[bytes, bytes]
+    recipients: int = 1
+    """The most recipients of a message in one transaction."""
 
 
 @implementer(ISpawner)
@@ -119,6 +126,7 @@ class RemoteSpawner:
 
             return HTTPSFetcher(reactor, timer, resolver, most=MOST_OCTETS, seconds=FETCH_SECONDS).get(host, path)
 
+        self._batches = Batches(timer)
         self._policies = STSPolicies(resolver, fetch, os.path.join(queue_path, "mtasts"), now)
         self._dane = DANE(resolver)
         self._settings: Settings | None = None
@@ -178,17 +186,49 @@ class RemoteSpawner:
             route = find_route(settings.routes, settings.qmtp_routes, host, settings.senders, delivery.sender)
         except RouteError as error:
             return reports.unusable_route(host, str(error.args[0]).encode())
+
+        async def send(recipients: tuple[bytes, ...]) -> Sequence[Report | None]:
+            return await self._send(delivery, settings, host, route, recipients)
+
+        if delivery.siblings > 1 and settings.recipients > 1 and route.qmtp_port is None:
+            # The hosts of a relay are the same for all domains that go there.
+            place = delivery.sender, route, route.relay.host or host.lower()
+            report = await self._batches.join(
+                delivery.number, place, delivery.recipient, delivery.siblings, settings.recipients, send
+            )
+            if report is not None:
+                return report
+            try:
+                return await self._send_alone(delivery, settings, host, route)
+            finally:
+                self._batches.end(delivery.number)
+        return await self._send_alone(delivery, settings, host, route)
+
+    async def _send_alone(self, delivery: Delivery, settings: Settings, host: bytes, route: Route) -> Report:
+        [report] = await self._send(delivery, settings, host, route, (delivery.recipient,))
+        assert report is not None, "alone, a recipient has a report"
+        return report
+
+    async def _send(
+        self, delivery: Delivery, settings: Settings, host: bytes, route: Route, recipients: tuple[bytes, ...]
+    ) -> Sequence[Report | None]:
+        """One transaction for the message of `delivery`; `host` is that of the recipients, or of one of them where a
+        relay gets it. The reports are those of the carrier."""
+
+        def everybody(report: Report) -> Sequence[Report]:
+            return [report] * len(recipients)
+
         try:
             message = Message.read(delivery.fd)
         except OSError:
-            return reports.UNREADABLE
+            return everybody(reports.UNREADABLE)
         hosts = await find_hosts(self._resolver, host, route.relay, self._own.get, self._shuffle)
         if isinstance(hosts, Report):
-            return hosts
+            return everybody(hosts)
         if settings.dane:
             hosts = await self._dane.look(hosts, route.relay.port, settings.dane)
             if isinstance(hosts, Report):
-                return hosts
+                return everybody(hosts)
         demanded_by = ""
         if settings.mta_sts and not route.relay.host:
             policy = await self._policies.policy(host)
@@ -196,12 +236,12 @@ class RemoteSpawner:
                 # TLSA records say more than that policy, which must not stand in for them (RFC 8461 §2).
                 hosts = tuple(one for one in hosts if usable(one.tlsa) or policy.matches(one.name))
                 if not hosts:
-                    return reports.no_matching_exchanger(host)
+                    return everybody(reports.no_matching_exchanger(host))
                 demanded_by = BY_STS + reports.visible(host).decode()
         transaction = Transaction(
-            _as_path(delivery.sender), (_as_path(delivery.recipient),), message.size, message.eight_bit
+            _as_path(delivery.sender), tuple(map(_as_path, recipients)), message.size, message.eight_bit
         )
-        package = Package(delivery.sender, delivery.recipient)
+        package = Package(delivery.sender, recipients[0])
         login = None
         if route.credentials is not None:
             in_clear = settings.terms.authtls == 0
@@ -237,9 +277,10 @@ class RemoteSpawner:
             self._control.ensure_secret("smtproutes", "authsenders")
             routes, qmtp_routes = self._control.map("smtproutes"), self._control.map("qmtproutes")
             senders = self._control.map("authsenders")
+            recipients = min(max(self._control.integer("remoterecipients"), 1), MOST_RECIPIENTS)
             sts = self._control.integer("mtasts") > 0
             dane = self._control.integer("dane")
-            self._settings = Settings(terms, routes or {}, qmtp_routes or {}, sts, dane, senders or {})
+            self._settings = Settings(terms, routes or {}, qmtp_routes or {}, sts, dane, senders or {}, recipients)
             self._stamps = stamps
         return self._settings
 

@@ -438,7 +438,7 @@ class QueueManager(Service):
             fd = await self.queue.open(one.number)
         except OSError as error:
             return Report.deferral(b"Unable to open the message: %s. (#4.3.0)\n" % str(error.strerror).encode())
-        delivery = Delivery(one.number, fd, expand(one.sender, record.address), record.address)
+        delivery = Delivery(one.number, fd, expand(one.sender, record.address), record.address, channel.siblings(one))
         try:
             report: Report = await self.spawners[channel.name].deliver(delivery)
         except Exception:  # a spawner that breaks its promise must not cost a slot, nor the message

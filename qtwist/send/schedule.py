@@ -206,6 +206,13 @@ class Channel:
         self._later_running += not best.first
         return best, best.pending.popleft()
 
+    def siblings(self, one: Pass) -> int:
+        """How many deliveries of a pass may be under way together, for a spawner that joins remote ones. In later
+        tries each goes alone, as with qmail: so no recipient stays undelivered because of others."""
+        if self.name == "local" or not one.first:
+            return 1
+        return max(1, min(one.running + len(one.pending), self.share))
+
     def free_slot(self, one: Pass) -> None:
         """A delivery of a pass has reported; its slot may be used again."""
         self.running -= 1

@@ -9,8 +9,8 @@ drops NUL or CR, can see an end of data where there is none (spec/qmail.md §26.
 - NUL leaves as a space: receivers that drop NUL would otherwise find a dot alone in a line;
 - a partial last line is completed (qmail fails such mail for good, §26.5).
 
-Lines leave as long as they are, and other octets (VT, FF, 0x85) as they are (doc/security.md): a receiver that cuts lines,
-or takes those for line ends, is not provided for.
+Lines leave as long as they are, and other octets (VT, FF, 0x85) as they are: a receiver that cuts lines, or takes those
+for line ends, is not provided for (doc/security.md).
 
 So CR and LF leave as CRLF only, and a dot never follows a CRLF singly but in the last line of all.
 """

@@ -33,6 +33,7 @@ MAX_LINES = 1000
 
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(-|[ \t]|$)")
 _MAILMAX = re.compile(rb"(?:^|[ \t])MAILMAX=([0-9]{1,6})(?![^ \t])", re.IGNORECASE)
+_TOO_MANY = re.compile(rb"[2-5][0-9][0-9][- ][45]\.5\.3\b")
 _UNSAFE = re.compile(rb"[\r\n\0]")
 
 
@@ -69,6 +70,12 @@ class Reply:
     @property
     def permanent(self) -> bool:
         return self.code >= 500
+
+    @property
+    def is_about_number(self) -> bool:
+        """Whether this reply to RCPT is, or may be, about how many there were, or about the session, not about this
+        one: RFC 5321 §3.8, §4.5.3.1.10, and X.5.3 of RFC 3463 §3.6."""
+        return self.code in (421, 452, 552) or _TOO_MANY.match(self.text) is not None
 
 
 @attrs.frozen

@@ -18,21 +18,23 @@ _REQUEST = struct.Struct("!IQ")
 _REPLY = struct.Struct("!Ii")
 
 
-def request(delivery: int, number: int, sender: bytes, recipient: bytes) -> bytes:
-    """Asks for delivery `delivery` (any number not in use) of message `number`."""
+def request(delivery: int, number: int, sender: bytes, recipient: bytes, siblings: int = 1) -> bytes:
+    """Asks for delivery `delivery` (any number not in use) of message `number`; `siblings` as in Delivery."""
     if b"\0" in sender or b"\0" in recipient:
         raise ValueError("an address contains NUL")
-    return _REQUEST.pack(delivery, number) + sender + b"\0" + recipient
+    packet = _REQUEST.pack(delivery, number) + sender + b"\0" + recipient
+    return packet + b"\0%d" % siblings if siblings > 1 else packet
 
 
-def read_request(packet: bytes) -> tuple[int, int, bytes, bytes]:
+def read_request(packet: bytes) -> tuple[int, int, bytes, bytes, int]:
     """What :func:`request` was given."""
     try:
         delivery, number = _REQUEST.unpack_from(packet)
-        sender, recipient = packet[_REQUEST.size :].split(b"\0")
+        sender, recipient, *rest = packet[_REQUEST.size :].split(b"\0")
+        [siblings] = map(int, rest) if rest else (1,)
     except (struct.error, ValueError) as error:
         raise ValueError(f"no request for a delivery: {packet[:100]!r}") from error
-    return delivery, number, sender, recipient
+    return delivery, number, sender, recipient, siblings
 
 
 def reply(delivery: int, code: int, output: bytes) -> bytes:

@@ -21,6 +21,7 @@ from unittest import SkipTest
 from qtwist.queue.client import QueueRefused, submit
 from tests.e2e.harness import ME, MESSAGE, PATIENCE, Daemon, DaemonCase, program, wait_until
 from tests.e2e.test_roles import RootCase
+from tests.e2e.tracing import strace
 
 SYNCS = "fsync,fdatasync,syncfs"
 FORKS = "clone,clone3,fork,vfork"
@@ -45,33 +46,9 @@ class FaultCase(DaemonCase):
     @contextlib.contextmanager
     def injected(self, daemon: Daemon, fault: str) -> Iterator[None]:
         """System calls of the daemon fail, or take long, as strace's ``inject=`` says; SkipTest where it may not."""
-        tracer = subprocess.Popen(
-            [
-                program("strace", "strace"),
-                *("-f", "-q", "-o", os.devnull, "-p", str(daemon.process.pid)),
-                *("-e", f"trace={fault.split(':', maxsplit=1)[0]}", "-e", f"inject={fault}"),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            wait_until("strace", lambda: tracer.poll() is not None or self.traced(daemon))
-            if tracer.poll() is not None:
-                raise SkipTest("strace may not look at processes here")
+        trace = ("-e", f"trace={fault.split(':', maxsplit=1)[0]}", "-e", f"inject={fault}")
+        with strace([daemon.process.pid], "-o", os.devnull, *trace):
             yield
-        finally:
-            tracer.terminate()
-            tracer.wait(PATIENCE)
-
-    def traced(self, daemon: Daemon) -> bool:
-        """Whether all threads of the daemon are under strace."""
-        threads = f"/proc/{daemon.process.pid}/task"
-        for thread in os.listdir(threads):
-            with open(f"{threads}/{thread}/status") as file:
-                if "TracerPid:\t0\n" in file.read():
-                    return False
-        return True
 
     def full_disk(self, folder: str, size: str) -> str:
         """Put `folder` on a file system of its own; the path of the file to fill it with. SkipTest but for root."""
