@@ -2,10 +2,10 @@
 3207, 6152).
 
 Bytes go in by :meth:`SMTPServer.receive`, events come out of :meth:`SMTPServer.next_event`, bytes for the client out of
-:meth:`SMTPServer.data_to_send`. Connect, Helo, StartTLS, XClient, Mail, Rcpt, Data and EndOfMessage are questions:
-after one of them the machine looks at no further input until :meth:`~SMTPServer.accept` or :meth:`~SMTPServer.reply`
-has answered it. So answers are in order under pipelining, however late one of them comes. AUTH has questions of its own
-(:mod:`qtwist.wire.sasl_mechanisms`). Everything else it answers itself.
+:meth:`SMTPServer.data_to_send`. Connect, Helo, StartTLS, XClient, Etrn, Mail, Rcpt, Data and EndOfMessage are
+questions: after one of them the machine looks at no further input until :meth:`~SMTPServer.accept` or
+:meth:`~SMTPServer.reply` has answered it. So answers are in order under pipelining, however late one of them comes.
+AUTH has questions of its own (:mod:`qtwist.wire.sasl_mechanisms`). Everything else it answers itself.
 
 The invariant: any bytes are parsed or answered with an error reply; nothing else happens.
 
@@ -26,11 +26,12 @@ from qtwist.wire.sasl import SaltWanted
 from qtwist.wire.sasl_mechanisms import FOREIGN, Authenticating, Claimed, Confirmed, E
 from qtwist.wire.smtp_body import BodyDecoder, ChunkDecoder, HopCounter
 from qtwist.wire.smtp_chunking import CHUNKING, Chunk, Chunking, Data
+from qtwist.wire.smtp_etrn import Etrn, Turning
 from qtwist.wire.smtp_reply import Reply
 from qtwist.wire.xclient import ATTRIBUTES, Fronted, XClient
 
 # What others take from here although it is written elsewhere.
-__all__ = ["Chunk", "Data", "Reply", "SMTPServer", "XClient"]
+__all__ = ["Chunk", "Data", "Etrn", "Reply", "SMTPServer", "XClient"]
 
 MAX_LINE = 2048  # octets of a command line before its LF
 MAX_AUTH_LINE = sasl.LONGEST_LINE + 1  # the same of a client's response in AUTH, its CR included
@@ -116,6 +117,7 @@ Event = (
     | Helo
     | StartTLS
     | XClient
+    | Etrn
     | SaltWanted
     | Claimed
     | Confirmed
@@ -150,7 +152,7 @@ _SASL_REPLIES = {  # RFC 4954 §4, §6
 }
 
 
-class SMTPServer(Authenticating, Chunking, Fronted):
+class SMTPServer(Authenticating, Chunking, Fronted, Turning):
     """One connection.
 
     `has_auth` says whether there is AUTH at all, `mechanisms` are those that it offers: to be set before an EHLO is
@@ -364,6 +366,8 @@ class SMTPServer(Authenticating, Chunking, Fronted):
         lines.append(size)
         if self.offer_tls and not self.secured:
             lines.append(b"STARTTLS")
+        if self.offer_etrn:
+            lines.append(b"ETRN")
         if self.offer_xclient:
             lines.append(b"XCLIENT " + b" ".join(ATTRIBUTES))
         if self.mechanisms:
@@ -647,6 +651,7 @@ _COMMANDS: dict[bytes, Callable[[SMTPServer, bytes], Event | None]] = {
     b"EHLO": SMTPServer._ehlo,
     b"STARTTLS": SMTPServer._starttls,
     b"AUTH": SMTPServer._auth,
+    b"ETRN": SMTPServer._etrn,
     b"XCLIENT": SMTPServer._xclient,
     b"MAIL": SMTPServer._mail,
     b"RCPT": SMTPServer._rcpt,
