@@ -25,7 +25,7 @@ from qtwist.wire import sasl
 from qtwist.wire.sasl import SaltWanted
 from qtwist.wire.sasl_mechanisms import FOREIGN, Authenticating, Claimed, Confirmed, E
 from qtwist.wire.smtp_body import BodyDecoder, ChunkDecoder, HopCounter
-from qtwist.wire.smtp_chunking import CHUNKING, Chunk, Chunking, Data
+from qtwist.wire.smtp_chunking import BINARYMIME, CHUNKING, Chunk, Chunking, Data
 from qtwist.wire.smtp_etrn import Etrn, Turning
 from qtwist.wire.smtp_reply import Reply
 from qtwist.wire.xclient import ATTRIBUTES, Fronted, XClient
@@ -131,6 +131,7 @@ Event = (
 )
 
 _BARE = Reply(554, b"bare LF, bare CR or NUL in the message: line ends are CRLF (RFC 5321 section 2.3.8) (#5.6.0)")
+_NOT_CONVERTIBLE = Reply(554, b"the parts of the message cannot be told apart, so it cannot be converted (#5.6.1)")
 _HOPS = Reply(554, b"this message has passed through too many hosts, it is looping (#5.4.6)")
 _TOO_BIG = Reply(552, b"the message is larger than this server takes (#5.3.4)")
 _PIPELINED = Reply(554, b"nothing may follow STARTTLS before TLS has begun (RFC 3207 section 4) (#5.5.1)")
@@ -361,8 +362,10 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
     def _capabilities(self) -> bytes:
         size = b"SIZE %d" % self.databytes if self.databytes else b"SIZE"
         lines = [b"PIPELINING", b"8BITMIME", ENHANCED, b"LIMITS RCPTMAX=%d" % self._limits.recipients]
-        if self.offer_chunking:
+        if self._takes_chunks:
             lines.append(CHUNKING)
+        if self._takes_binary:
+            lines.append(BINARYMIME)
         lines.append(size)
         if self.offer_tls and not self.secured:
             lines.append(b"STARTTLS")
@@ -424,7 +427,7 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
         refusal = None
         hops = self._hops.hops
         if body.refused:
-            refusal = _BARE
+            refusal = _NOT_CONVERTIBLE if getattr(body, "not_convertible", False) else _BARE
         elif hops >= MAX_HOPS:
             refusal = _HOPS
         elif body.too_big:
@@ -519,8 +522,9 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
         if parsed is None:
             return None
         address, params = parsed
-        if params.get(b"BODY", b"8BITMIME").upper() not in (b"7BIT", b"8BITMIME"):
-            self._error(501, b"BODY is 7BIT or 8BITMIME (#5.5.4)")
+        body = params.get(b"BODY", b"8BITMIME").upper()
+        if body not in (b"7BIT", b"8BITMIME") and not (body == BINARYMIME and self._takes_binary):
+            self._error(501, b"BODY is none that EHLO has announced (#5.5.4)")
             return None
         size = params.get(b"SIZE", b"0")
         if not (size.isdigit() and len(size) <= 20):  # RFC 1870 section 4: 1 to 20 digits
@@ -536,6 +540,7 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
         if self.databytes and int(size) > self.databytes:
             self._send(_TOO_BIG)
             return None
+        self._binary = body == BINARYMIME
         return self._ask(Mail(address, params))
 
     def _rcpt(self, argument: bytes) -> Event | None:
@@ -614,6 +619,8 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
             self._error(503, b"MAIL first (#5.5.1)")
         elif not self._recipients:
             self._error(503, b"RCPT first (#5.5.1)")
+        elif self._binary:
+            self._error(503, b"BINARYMIME comes by BDAT (#5.5.1)")
         else:
             self._forget()
             return self._ask(Data())
