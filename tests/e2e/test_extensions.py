@@ -6,9 +6,11 @@ from __future__ import annotations
 import os
 import smtplib
 import socket
+import ssl
 
 from tests.e2e.harness import ME, PATIENCE, DaemonCase, free_port, program
 from tests.e2e.test_roles import RootCase
+from tests.e2e.test_tls import TLSCase
 
 
 class ChunkingTests(DaemonCase):
@@ -85,6 +87,46 @@ class FrontTests(DaemonCase):
         )
         done = self.swaks("--to", "x@far.test", *told)
         self.assertIn("553 5.7.1 ", done.stdout)
+        self.assertEqual(daemon.stop(), 0)
+
+
+class EncryptedFrontTests(TLSCase):
+    def test_proxy(self) -> None:
+        """The header comes before TLS, be it with the first word, by STARTTLS, or of another protocol; in one packet
+        with the start of the handshake, too."""
+        self.write_control("proxyclients", f"127.0.0.1 {self.smtps_port} {self.pop3s_port}\n")
+        daemon = self.start()
+        context = ssl.create_default_context(cafile=self.trusted)
+        header = b"PROXY TCP4 192.0.2.7 192.0.2.1 4000 25\r\n"
+        for port, greeting in ((self.smtps_port, b"220 "), (self.pop3s_port, b"+OK ")):
+            with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+                incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+                begin = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+                with self.assertRaises(ssl.SSLWantReadError):
+                    begin.do_handshake()
+                client.sendall(header + outgoing.read())
+                text = b""
+                while not text:
+                    try:
+                        if begin.version() is None:
+                            begin.do_handshake()
+                        text = begin.read(100)
+                    except ssl.SSLWantReadError:
+                        client.sendall(outgoing.read())
+                        incoming.write(client.recv(65536))
+                self.assertTrue(text.startswith(greeting), text)
+        self.write_control("proxyclients", f"127.0.0.1 {self.port}\n")
+        with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as client:
+            client.sendall(header)
+            client.recv(1000)
+            client.sendall(b"STARTTLS\r\n")
+            self.assertTrue(client.recv(1000).startswith(b"220 "))
+            with context.wrap_socket(client, server_hostname="localhost") as secured:
+                said = f"HELO x\r\nMAIL FROM:<>\r\nRCPT TO:<{self.address}>\r\nDATA\r\n\r\n.\r\nQUIT\r\n"
+                secured.sendall(said.encode())
+                b"".join(iter(lambda: secured.recv(1000), b""))
+        daemon.log.wait("end msg")
+        self.assertRegex(self.maildir()[0], rb"\(192\.0\.2\.7\)\n  by 192\.0\.2\.1 with ESMTPS ")
         self.assertEqual(daemon.stop(), 0)
 
 
