@@ -229,6 +229,14 @@ def network(line: bytes) -> str | None:
     return None
 
 
+def turn(line: bytes) -> str | None:
+    """A line of etrnclients or autoturn."""
+    name, colon, clients = line.partition(b":")
+    if colon and re.fullmatch(rb"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,253}[A-Za-z0-9])?", name) and network(clients) is None:
+        return None
+    return "domain:address or domain:network, such as example.org:192.0.2.7"
+
+
 def proxy(line: bytes) -> str | None:
     """A line of proxyclients."""
     name, *ports = line.split() or [b""]

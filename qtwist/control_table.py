@@ -101,6 +101,14 @@ _TABLE = (
         check=checks.number(0),
     ),
     ControlFile(
+        "autoturn",
+        COLON_LIST,
+        _SMTPD,
+        "connection",
+        "domain:clients; when they have been here, [mail is tried](extensions.md#etrn)",
+        check=checks.turn,
+    ),
+    ControlFile(
         "badmailfrom", LIST, _SMTPD, "connection", "senders (or @domain) whose mail is refused", check=checks.sender
     ),
     ControlFile(
@@ -332,6 +340,14 @@ _TABLE = (
         "1: HELO must give [a full name](policies.md#badhelo); 2: one in the DNS",
         0,
         check=checks.number(0),
+    ),
+    ControlFile(
+        "etrnclients",
+        COLON_LIST,
+        _SMTPD,
+        "connection",
+        "domain:clients that may have [mail for the domain](extensions.md#etrn) tried",
+        check=checks.turn,
     ),
     ControlFile(
         "forceauthmailfrom",

@@ -212,9 +212,9 @@ class Home:
         """
         return DoorService(self, network)
 
-    def desk(self, send: SendService) -> DeskService:
+    def desk(self, send: SendService, network: frozenset[int] = frozenset()) -> DeskService:
         """The service that `qtwist queue` asks: HOME/run/control."""
-        return DeskService(self, send)
+        return DeskService(self, send, network)
 
     def service(self) -> MultiService:
         """All of it, as `twistd qtwist` runs it."""

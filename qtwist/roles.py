@@ -194,10 +194,12 @@ class DoorService(Service):
 
 
 class DeskService(Service):
-    """The socket HOME/run/control, where `qtwist queue` asks the queue manager of `send`, which has to start first."""
+    """The socket HOME/run/control, where `qtwist queue` asks the queue manager of `send`, which has to start first; and
+    servers ask with the user ids in `network` (ETRN)."""
 
-    def __init__(self, home: Home, send: SendService) -> None:
-        self.place = DoorPlace(os.path.join(home.path, "run"), "control", 0o600)
+    def __init__(self, home: Home, send: SendService, network: frozenset[int] = frozenset()) -> None:
+        self.place = DoorPlace(os.path.join(home.path, "run"), "control", 0o666 if network else 0o600)
+        self._network = network
         self._home = home
         self._send = send
         self._port: IListeningPort | None = None
@@ -205,7 +207,7 @@ class DeskService(Service):
     def startService(self) -> None:
         """StartError when the socket cannot be made."""
         super().startService()
-        factory = DeskFactory(Steering(self._send.manager), frozenset((0, os.geteuid())))
+        factory = DeskFactory(Steering(self._send.manager), frozenset((0, os.geteuid())), network=self._network)
         self._port = _open(self.place, self._home, factory)
 
     def stopService(self) -> Deferred[None]:

@@ -11,6 +11,7 @@ from twisted.internet.testing import StringTransport
 from qtwist.mail.envelope import Report
 from qtwist.mail.holds import DESTINATION, SENDER, Hold, Holds
 from qtwist.send.desk import DeskFactory
+from qtwist.send.flushing import INTERVAL, STARTED
 from qtwist.send.steering import DROP, FAIL, PATIENCE, Steering, SteeringError
 from tests.test_send_manager import ManagerCase
 
@@ -277,7 +278,81 @@ class HoldTests(SteeringCase):
         self.assertEqual((len(self.remote.seen), len(self.local.seen)), (2, 2))
 
 
+class FlushTests(SteeringCase):
+    def flush(self, domain: bytes) -> Deferred[int]:
+        return Deferred.fromCoroutine(self.steering.flush(domain))
+
+    def test_flush(self) -> None:
+        """RFC 1985: what waits for the domain is tried now, and nothing else."""
+        addresses = (b"a@far.test", b"b@FAR.test", b"c@other.test", b"d@sub.far.test")
+        self.start()
+        for address in addresses:
+            self.remote.answers[address] = LATER
+            self.queue.send(b"ann@x.test", address)
+        self.go()
+        before = len(self.remote.seen)
+        self.assertEqual(self.successResultOf(self.flush(b"Far.Test")), 2)
+        self.go()
+        self.assertEqual({recipient for _, recipient in self.remote.seen[before:]}, {b"a@far.test", b"b@FAR.test"})
+
+    def test_not_too_often(self) -> None:
+        number = self.deferred_message()
+        self.assertEqual(self.successResultOf(self.flush(b"far.test")), 1)
+        self.go()
+        tries = len(self.remote.seen)
+        self.assertEqual(self.successResultOf(self.flush(b"far.test")), STARTED)
+        self.go()
+        self.assertEqual(len(self.remote.seen), tries)
+        self.go(INTERVAL)
+        self.assertEqual(self.successResultOf(self.flush(b"far.test")), 1)
+        self.assertEqual(self.successResultOf(self.flush(b"none.test")), 0)
+        self.assertIn(number, self.queue.messages)
+
+    def test_done_recipients(self) -> None:
+        """Who has got the message already needs no try."""
+        self.remote.answers[b"b@other.test"] = LATER
+        self.start()
+        self.queue.send(b"ann@x.test", b"a@far.test", b"b@other.test")
+        self.go()
+        self.assertEqual(self.successResultOf(self.flush(b"far.test")), 0)
+
+    def test_held(self) -> None:
+        """What is held stays held."""
+        self.deferred_message()
+        self.hold(Hold(SENDER, b"ann@far.test", b"why"))
+        tries = len(self.remote.seen)
+        self.successResultOf(self.flush(b"far.test"))
+        self.go()
+        self.assertEqual(len(self.remote.seen), tries)
+
+    def test_disk_trouble(self) -> None:
+        self.deferred_message()
+
+        def broken(*_: Any) -> Deferred[Any]:
+            raise OSError(5, "Input/output error")
+
+        self.queue.recipients = broken  # type: ignore[method-assign]
+        self.assertEqual(self.successResultOf(self.flush(b"far.test")), 0)
+
+
 class DeskTests(SteeringCase):
+    def test_servers_may_flush(self) -> None:
+        """Servers of other accounts may have mail tried; they may not steer."""
+        self.deferred_message()
+        factory = DeskFactory(self.steering, frozenset((0, 7)), lambda _: 9, frozenset((9,)))
+        for request, wanted in (
+            (b'{"op": "flush", "domain": "far.test"}', {"count": 1}),
+            (b'{"op": "flush"}', {"error": "this is no request"}),
+            ('{"op": "flush", "domain": "fär.test"}'.encode(), {"error": "this is no request"}),
+            (b'{"op": "holds"}', {"error": "only root and the daemon's account may do that"}),
+            (b'{"op": "retry", "numbers": []}', {"error": "only root and the daemon's account may do that"}),
+        ):
+            protocol = factory.buildProtocol(None)
+            transport = StringTransport()
+            protocol.makeConnection(transport)
+            protocol.dataReceived(b"%d:%b," % (len(request), request))
+            self.assertEqual(json.loads(transport.value().partition(b":")[2][:-1]), wanted)
+
     def ask(self, request: bytes, uid: int = 7) -> dict[str, Any]:
         factory = DeskFactory(self.steering, frozenset((0, 7)), lambda _: uid)
         protocol = factory.buildProtocol(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import encodebytes
 from collections.abc import Callable
 
 from hypothesis import given
@@ -221,6 +222,58 @@ class Chunks(SynchronousTestCase):
         if good:
             self.assertEqual(stored(events), message.replace(b"\r\n", b"\n"))
         self.assertEqual(events[-1], Reset())
+
+    def talk_binary(self, said: bytes, step: int = 1 << 20, databytes: int = 0) -> tuple[bytes, list[int]]:
+        """The same for a message of BODY=BINARYMIME: what is stored of it, and the codes behind RCPT."""
+        engine = SMTPServer(b"mx.test")
+        engine.offer_chunking = True
+        engine.databytes = databytes
+        engine.receive(b"EHLO c\r\nMAIL FROM:<a@b> BODY=binarymime\r\nRCPT TO:<c@d>\r\n")
+        drive(engine)
+        self.assertIn(b"250-BINARYMIME\r\n", engine.data_to_send())
+        events: list[Event] = []
+        for at in range(0, len(said), step):
+            engine.receive(said[at : at + step])
+            events += drive(engine)
+        return stored(events), [int(line[:3]) for line in engine.data_to_send().split(b"\r\n")[:-1]]
+
+    def test_binary(self) -> None:
+        """RFC 3030 §3: the octets are kept, as base64; they are no commands, and no end of anything."""
+        header = b"Content-Type: image/x\r\nContent-Transfer-Encoding: binary\r\n\r\n"
+        octets = b"\0\n.\n\r\n.\r\nRSET\r\n" + bytes(range(256)) * 10
+        wanted = header.replace(b"\r", b"").replace(b"binary", b"base64") + encodebytes(octets)
+        for step in (1, 11, 1000000):
+            text, codes = self.talk_binary(bdat(header) + bdat(octets[:700]) + bdat(octets[700:], last=True), step)
+            self.assertEqual((text, codes), (wanted, [250, 250, 250]))
+
+    def test_binary_refused(self) -> None:
+        """By DATA it cannot come; parts that call themselves lines have to be; 5.6.1 where it cannot be converted."""
+        self.assertEqual(self.talk_binary(b"DATA\r\nNOOP\r\n")[1], [503, 250])
+        self.assertEqual(self.talk_binary(bdat(b"Subject: x\r\n\r\na\nb", last=True))[1], [554])
+        said = bdat(b"Content-Type: multipart/mixed\r\n\r\n") + bdat(b"QUIT\r\n", last=True) + b"NOOP\r\n"
+        self.assertEqual(self.talk_binary(said)[1], [554, 503, 250])
+        unfinished = (
+            b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nContent-Transfer-Encoding: binary\r\n\r\n"
+        )
+        self.assertEqual(self.talk_binary(bdat(unfinished) + b"BDAT 0 LAST\r\n")[1], [250, 554])
+
+    def test_binary_too_big(self) -> None:
+        """databytes is about what is stored."""
+        header = b"Content-Transfer-Encoding: binary\r\n\r\n"
+        size = len(header) - 2 + 1
+        self.assertEqual(self.talk_binary(bdat(header + b"\0" * 54, last=True), databytes=size + 72)[1], [250])
+        self.assertEqual(self.talk_binary(bdat(header + b"\0" * 57, last=True), databytes=size + 72)[1], [552])
+
+    def test_binary_where_it_is_not_offered(self) -> None:
+        for discard in (b"BINARYMIME", b"CHUNKING"):
+            engine = SMTPServer(b"mx.test")
+            engine.offer_chunking = True
+            engine.discard = frozenset({discard})
+            engine.receive(b"EHLO c\r\nMAIL FROM:<a@b> BODY=BINARYMIME\r\n")
+            drive(engine)
+            output = engine.data_to_send()
+            self.assertNotIn(b"BINARYMIME", output)
+            self.assertIn(b"\r\n501 5.5.4 ", output)
 
     @given(st.lists(st.sampled_from((b"a", b"\r\n", b".", b" ")), min_size=1).map(b"".join))
     def test_as_by_data(self, message: bytes) -> None:

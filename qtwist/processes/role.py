@@ -134,7 +134,7 @@ class SendRole(Role):
         self._sender: SendService = home.send(self._spawners["local"], self._spawners["remote"])
         self._services = MultiService()
         self._sender.setServiceParent(self._services)
-        home.desk(self._sender).setServiceParent(self._services)
+        home.desk(self._sender, network).setServiceParent(self._services)
         home.door(network).setServiceParent(self._services)
 
     def told(self, word: str, fds: list[int]) -> None:

@@ -1,7 +1,7 @@
 """The socket HOME/run/control, where `qtwist queue` asks the running queue manager (doc/queue.md).
 
 One request and one answer, each a netstring that holds a JSON object. Only root and the daemon's own account are heard:
-the kernel says who is asking.
+the kernel says who is asking. Servers that are processes of other accounts may have mail for a domain tried, no more.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from qtwist.wire.netstring import NetstringError, NetstringReader, encode
 #: The longest request, in octets: the numbers of a million messages.
 REQUEST_LIMIT = 16 * 1024 * 1024
 
+#: The same of a server's.
+SERVERS_LIMIT = 1024
+
 log = Logger()
 
 
@@ -33,14 +36,16 @@ class DeskProtocol(Protocol):
     factory: DeskFactory
 
     def __init__(self) -> None:
-        self._reader = NetstringReader(REQUEST_LIMIT)
         self._pieces: list[bytes] = []
         self._done = False
+        self._reader = NetstringReader(SERVERS_LIMIT)
         self.uid = -1
 
     def connectionMade(self) -> None:
         self.uid = self.factory.peer_uid(self.transport)
-        if self.uid not in self.factory.allowed:
+        if self.uid in self.factory.allowed:
+            self._reader = NetstringReader(REQUEST_LIMIT)
+        elif self.uid not in self.factory.network:
             log.warn("user id {uid} may not steer the queue", uid=self.uid)
             self._answer({"error": "only root and the daemon's account may do that"})
 
@@ -78,14 +83,21 @@ class DeskProtocol(Protocol):
 
 
 class DeskFactory(Factory):
-    """Serves requests to `steering` from the user ids in `allowed`."""
+    """Serves requests to `steering` from the user ids in `allowed`, and those of servers from the ones in `network`."""
 
     noisy = False
     port: Any = None
 
-    def __init__(self, steering: Steering, allowed: frozenset[int], peer_uid: Callable[[Any], int] = peer_uid) -> None:
+    def __init__(
+        self,
+        steering: Steering,
+        allowed: frozenset[int],
+        peer_uid: Callable[[Any], int] = peer_uid,
+        network: frozenset[int] = frozenset(),
+    ) -> None:
         self.steering = steering
         self.allowed = allowed
+        self.network = network
         self.peer_uid = peer_uid
 
     def buildProtocol(self, addr: IAddress | None) -> DeskProtocol:  # type: ignore[override]
@@ -96,6 +108,10 @@ class DeskFactory(Factory):
     async def carry_out(self, request: dict[str, Any], uid: int) -> dict[str, Any]:
         """The answer to a request. SteeringError, or ControlError, says why it was not done."""
         operation = request["op"]
+        if operation == "flush":
+            return {"count": await self.steering.flush(str(request["domain"]).encode("ascii"))}
+        if uid not in self.allowed:
+            raise SteeringError("only root and the daemon's account may do that")
         if operation == "holds":
             self.steering.reread_holds()
         elif operation == "retry":

@@ -139,6 +139,13 @@ class Channel:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    def waiting_numbers(self) -> list[int]:
+        """The messages that wait, those included that are due."""
+        return list(self._waiting)
+
+    def is_waiting(self, number: int) -> bool:
+        return number in self._waiting
+
     def unrecorded(self) -> Iterator[tuple[int, float]]:
         """The waiting messages whose due time should be written to disk before the end (§9.2)."""
         for number in self._unrecorded:

@@ -13,6 +13,7 @@ from twisted.internet.task import deferLater
 
 from qtwist.interfaces import IQueue
 from qtwist.mail.qsbmf import recipient_paragraph
+from qtwist.send.flushing import Flusher
 from qtwist.send.manager import QueueManager
 from qtwist.send.schedule import READ_AHEAD
 
@@ -57,6 +58,11 @@ class Steering:
 
     def __init__(self, manager: QueueManager) -> None:
         self._manager = manager
+        self._flusher = Flusher(manager)
+
+    async def flush(self, domain: bytes) -> int:
+        """As :meth:`~qtwist.send.flushing.Flusher.flush` has it."""
+        return await self._flusher.flush(domain)
 
     def reread_holds(self) -> None:
         """control/holds has changed. ControlError when it is wrong; then the old holds stay."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 
 from qtwist.interfaces import IQueueEntrance
@@ -16,6 +17,7 @@ from qtwist.policy.session import Session
 from qtwist.policy.watched import Watched
 from qtwist.smtpd.protocol import SMTPProtocol
 from qtwist.smtpd.settings import FILES, Settings, read_settings
+from qtwist.smtpd.turning import Turns, ask
 from qtwist.tls.certificates import Certificates
 
 if TYPE_CHECKING:
@@ -48,7 +50,13 @@ class SMTPFactory(PolicyFactory[SMTPProtocol]):
         self.authenticator = authenticator
         self.settings: Watched[Settings] = Watched(control, FILES, lambda: read_settings(control))
         self.certificates = Certificates(control, now)
+        self.etrn = Watched(control, ("etrnclients",), lambda: Turns.read(control, "etrnclients"))
+        self.autoturn = Watched(control, ("autoturn",), lambda: Turns.read(control, "autoturn"))
         self.fronts = Watched(control, ("xclients",), lambda: Networks.read(control, "xclients"))
+
+    def send_for(self, domain: bytes) -> Deferred[int]:
+        """Have what waits for a domain tried; how many messages, -1 where they were not counted."""
+        return ask(self.clock, self.surroundings.home, domain)
 
     def is_own_address(self, session: Session, address: str) -> bool:
         """Is this IPv4 address, written with dots, one of ours (localiphost, spec §16.3)?

@@ -48,6 +48,7 @@ class Fronting:
         factory.change_session(self, new)
         assert self._settings is not None
         self._prepare_logins(self._settings)
+        self._engine.offer_etrn = bool(factory.etrn.get().domains(new.remote_ip))
         self._engine.accept()
 
     def _session_told(self) -> Session:

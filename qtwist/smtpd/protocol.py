@@ -20,6 +20,7 @@ from qtwist.policy.connection import HeaderShown, PolicyConnection, leading_numb
 from qtwist.policy.session import ReceivedMessage
 from qtwist.smtpd.fronting import Fronting
 from qtwist.smtpd.logins import Logins
+from qtwist.smtpd.turning import TurningConnection
 from qtwist.tls.info import TLSInfo
 from qtwist.tls.serving import TLSConnection
 from qtwist.wire import smtp_server as wire
@@ -45,7 +46,7 @@ NO_TLS = Reply(454, b"TLS is not available now (#4.7.0)")
 NO_QUEUE = Reply(451, b"the queue cannot take a message now (#4.3.0)")
 
 
-class SMTPProtocol(Logins, Fronting, TLSConnection, PolicyConnection):
+class SMTPProtocol(Logins, Fronting, TurningConnection, TLSConnection, PolicyConnection):
     """Feeds a :class:`SMTPServer` and does what it asks.
 
     It reads no further than the disk can follow and the client takes its answers. A client has control/timeoutsmtpd
@@ -78,7 +79,7 @@ class SMTPProtocol(Logins, Fronting, TLSConnection, PolicyConnection):
         transport.registerProducer(self, True)
         try:
             settings = factory.settings.get()
-            fronts = factory.fronts.get()
+            fronts, etrn = factory.fronts.get(), factory.etrn.get()
         except ControlError as error:
             log.error("{id}: refused, {error}", id=session.id, error=error)
             self._engine.end(CANNOT_READ)
@@ -92,6 +93,7 @@ class SMTPProtocol(Logins, Fronting, TLSConnection, PolicyConnection):
             )
             self._engine.offer_chunking = True
             self._engine.discard = settings.discard
+            self._engine.offer_etrn = bool(etrn.domains(session.remote_ip))
             self._engine.offer_xclient = fronts.has(session.remote_ip)
             self._prepare_logins(settings)
             if factory.draining:
@@ -131,6 +133,7 @@ class SMTPProtocol(Logins, Fronting, TLSConnection, PolicyConnection):
         self.tls_lost(reason)
         self._log_out()
         log.debug("{id}: end of connection", id=self.session.id)
+        self._auto_turn()
         self.factory.connection_lost(self)
 
     # What the factory calls
@@ -365,6 +368,7 @@ class SMTPProtocol(Logins, Fronting, TLSConnection, PolicyConnection):
         wire.StartTLS: _on_start_tls,
         **Logins.login_handlers,
         **Fronting.xclient_handlers,
+        **TurningConnection.etrn_handlers,
         wire.Mail: _on_mail,
         wire.Rcpt: _on_rcpt,
         wire.Reset: _on_reset,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+
+from qtwist.mail.binary_mime import BinaryMIME, NotConvertible
 
 _END = b"\r\n.\r\n"
 _LOOKALIKE = re.compile(rb"\n\.\r?\n")
@@ -112,10 +115,37 @@ class ChunkDecoder:
             self.too_big = True
         return text
 
-    def finish(self) -> None:
-        """The last octet has come."""
+    def finish(self) -> bytes:
+        """The last octet has come; what is still to be stored."""
         if self._held:
             self.refused = True
+        return b""
+
+
+class BinaryDecoder(ChunkDecoder):
+    """The same for a message that was announced as BINARYMIME (RFC 3030 §3): its binary parts become base64. Where
+    that cannot be done, `refused` is true, and `not_convertible` if its parts could not be told apart."""
+
+    def __init__(self, *, limit: int = 0) -> None:
+        super().__init__(limit=limit)
+        self.not_convertible = False
+        self._mime = BinaryMIME()
+
+    def feed(self, data: bytes) -> bytes:
+        return self._through(lambda: self._mime.feed(data))
+
+    def finish(self) -> bytes:
+        text = self._through(self._mime.finish)
+        return text + super().finish()
+
+    def _through(self, convert: Callable[[], bytes]) -> bytes:
+        if self.refused:
+            return b""
+        try:
+            return super().feed(convert())
+        except NotConvertible:
+            self.refused = self.not_convertible = True
+            return b""
 
 
 class HopCounter:

@@ -8,10 +8,11 @@ from typing import Any
 
 import attrs
 
-from qtwist.wire.smtp_body import BodyDecoder, ChunkDecoder, HopCounter
+from qtwist.wire.smtp_body import BinaryDecoder, BodyDecoder, ChunkDecoder, HopCounter
 from qtwist.wire.smtp_reply import Reply
 
 CHUNKING = b"CHUNKING"
+BINARYMIME = b"BINARYMIME"
 
 _ARGUMENT = re.compile(rb"([0-9]{1,20})(?:[ \t]+(LAST))?[ \t]*", re.IGNORECASE)
 
@@ -41,6 +42,7 @@ class _Arriving:
     left: int
     last: bool
     answer: Reply | None = None
+    finished: bool = False
     counts: bool = False
 
 
@@ -59,6 +61,7 @@ class Chunking:
     _body: BodyDecoder | ChunkDecoder | None
     _hops: HopCounter
     _has_sender: bool
+    _binary = False  # the message comes as BINARYMIME
     _recipients: int
     databytes: int
     discard: frozenset[bytes]
@@ -70,6 +73,15 @@ class Chunking:
     _ask_end: Callable[[Any], Any]
     end: Callable[[Reply], None]
 
+    @property
+    def _takes_chunks(self) -> bool:
+        return self.offer_chunking and CHUNKING not in self.discard
+
+    @property
+    def _takes_binary(self) -> bool:
+        """Only what comes by BDAT can be binary (RFC 3030 §3)."""
+        return self._takes_chunks and BINARYMIME not in self.discard
+
     def _ask(self, question: Any) -> Any:
         raise NotImplementedError
 
@@ -80,7 +92,7 @@ class Chunking:
             self.end(_MALFORMED)
             return None
         self._arriving = one = _Arriving(int(match[1]), match[2] is not None)
-        if not self.offer_chunking or CHUNKING in self.discard:
+        if not self._takes_chunks:
             one.answer = Reply(502, b"unimplemented (#5.5.1)")
         elif self._body is not None:
             return None  # it goes on
@@ -97,7 +109,7 @@ class Chunking:
 
     def _begin_chunks(self) -> None:
         """The message may come."""
-        self._body = ChunkDecoder(limit=self.databytes)
+        self._body = (BinaryDecoder if self._binary else ChunkDecoder)(limit=self.databytes)
 
     def _next_of_chunk(self, one: _Arriving) -> Any:
         """The next event of the chunk that arrives. None: its octets are not all there, or it was answered, and nothing
@@ -113,6 +125,12 @@ class Chunking:
                     return Chunk(text)
             if one.left:
                 return None
+        if one.last and isinstance(body, ChunkDecoder) and not one.finished:
+            one.finished = True
+            text = body.finish()
+            self._hops.feed(text)
+            if text and not body.too_big:
+                return Chunk(text)
         self._arriving = None
         if one.answer is not None:
             if one.counts:
@@ -121,8 +139,6 @@ class Chunking:
                 self._send(one.answer)
             return None
         assert isinstance(body, ChunkDecoder)
-        if one.last:
-            body.finish()
         if one.last or body.refused or body.too_big:
             return self._ask_end(body)
         self._send(Reply(250, b"ok, go on"))

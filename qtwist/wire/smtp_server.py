@@ -2,10 +2,10 @@
 3207, 6152).
 
 Bytes go in by :meth:`SMTPServer.receive`, events come out of :meth:`SMTPServer.next_event`, bytes for the client out of
-:meth:`SMTPServer.data_to_send`. Connect, Helo, StartTLS, XClient, Mail, Rcpt, Data and EndOfMessage are questions:
-after one of them the machine looks at no further input until :meth:`~SMTPServer.accept` or :meth:`~SMTPServer.reply`
-has answered it. So answers are in order under pipelining, however late one of them comes. AUTH has questions of its own
-(:mod:`qtwist.wire.sasl_mechanisms`). Everything else it answers itself.
+:meth:`SMTPServer.data_to_send`. Connect, Helo, StartTLS, XClient, Etrn, Mail, Rcpt, Data and EndOfMessage are
+questions: after one of them the machine looks at no further input until :meth:`~SMTPServer.accept` or
+:meth:`~SMTPServer.reply` has answered it. So answers are in order under pipelining, however late one of them comes.
+AUTH has questions of its own (:mod:`qtwist.wire.sasl_mechanisms`). Everything else it answers itself.
 
 The invariant: any bytes are parsed or answered with an error reply; nothing else happens.
 
@@ -25,12 +25,13 @@ from qtwist.wire import sasl
 from qtwist.wire.sasl import SaltWanted
 from qtwist.wire.sasl_mechanisms import FOREIGN, Authenticating, Claimed, Confirmed, E
 from qtwist.wire.smtp_body import BodyDecoder, ChunkDecoder, HopCounter
-from qtwist.wire.smtp_chunking import CHUNKING, Chunk, Chunking, Data
+from qtwist.wire.smtp_chunking import BINARYMIME, CHUNKING, Chunk, Chunking, Data
+from qtwist.wire.smtp_etrn import Etrn, Turning
 from qtwist.wire.smtp_reply import Reply
 from qtwist.wire.xclient import ATTRIBUTES, Fronted, XClient
 
 # What others take from here although it is written elsewhere.
-__all__ = ["Chunk", "Data", "Reply", "SMTPServer", "XClient"]
+__all__ = ["Chunk", "Data", "Etrn", "Reply", "SMTPServer", "XClient"]
 
 MAX_LINE = 2048  # octets of a command line before its LF
 MAX_AUTH_LINE = sasl.LONGEST_LINE + 1  # the same of a client's response in AUTH, its CR included
@@ -116,6 +117,7 @@ Event = (
     | Helo
     | StartTLS
     | XClient
+    | Etrn
     | SaltWanted
     | Claimed
     | Confirmed
@@ -129,6 +131,7 @@ Event = (
 )
 
 _BARE = Reply(554, b"bare LF, bare CR or NUL in the message: line ends are CRLF (RFC 5321 section 2.3.8) (#5.6.0)")
+_NOT_CONVERTIBLE = Reply(554, b"the parts of the message cannot be told apart, so it cannot be converted (#5.6.1)")
 _HOPS = Reply(554, b"this message has passed through too many hosts, it is looping (#5.4.6)")
 _TOO_BIG = Reply(552, b"the message is larger than this server takes (#5.3.4)")
 _PIPELINED = Reply(554, b"nothing may follow STARTTLS before TLS has begun (RFC 3207 section 4) (#5.5.1)")
@@ -150,7 +153,7 @@ _SASL_REPLIES = {  # RFC 4954 §4, §6
 }
 
 
-class SMTPServer(Authenticating, Chunking, Fronted):
+class SMTPServer(Authenticating, Chunking, Fronted, Turning):
     """One connection.
 
     `has_auth` says whether there is AUTH at all, `mechanisms` are those that it offers: to be set before an EHLO is
@@ -359,11 +362,15 @@ class SMTPServer(Authenticating, Chunking, Fronted):
     def _capabilities(self) -> bytes:
         size = b"SIZE %d" % self.databytes if self.databytes else b"SIZE"
         lines = [b"PIPELINING", b"8BITMIME", ENHANCED, b"LIMITS RCPTMAX=%d" % self._limits.recipients]
-        if self.offer_chunking:
+        if self._takes_chunks:
             lines.append(CHUNKING)
+        if self._takes_binary:
+            lines.append(BINARYMIME)
         lines.append(size)
         if self.offer_tls and not self.secured:
             lines.append(b"STARTTLS")
+        if self.offer_etrn:
+            lines.append(b"ETRN")
         if self.offer_xclient:
             lines.append(b"XCLIENT " + b" ".join(ATTRIBUTES))
         if self.mechanisms:
@@ -420,7 +427,7 @@ class SMTPServer(Authenticating, Chunking, Fronted):
         refusal = None
         hops = self._hops.hops
         if body.refused:
-            refusal = _BARE
+            refusal = _NOT_CONVERTIBLE if getattr(body, "not_convertible", False) else _BARE
         elif hops >= MAX_HOPS:
             refusal = _HOPS
         elif body.too_big:
@@ -515,8 +522,9 @@ class SMTPServer(Authenticating, Chunking, Fronted):
         if parsed is None:
             return None
         address, params = parsed
-        if params.get(b"BODY", b"8BITMIME").upper() not in (b"7BIT", b"8BITMIME"):
-            self._error(501, b"BODY is 7BIT or 8BITMIME (#5.5.4)")
+        body = params.get(b"BODY", b"8BITMIME").upper()
+        if body not in (b"7BIT", b"8BITMIME") and not (body == BINARYMIME and self._takes_binary):
+            self._error(501, b"BODY is none that EHLO has announced (#5.5.4)")
             return None
         size = params.get(b"SIZE", b"0")
         if not (size.isdigit() and len(size) <= 20):  # RFC 1870 section 4: 1 to 20 digits
@@ -532,6 +540,7 @@ class SMTPServer(Authenticating, Chunking, Fronted):
         if self.databytes and int(size) > self.databytes:
             self._send(_TOO_BIG)
             return None
+        self._binary = body == BINARYMIME
         return self._ask(Mail(address, params))
 
     def _rcpt(self, argument: bytes) -> Event | None:
@@ -610,6 +619,8 @@ class SMTPServer(Authenticating, Chunking, Fronted):
             self._error(503, b"MAIL first (#5.5.1)")
         elif not self._recipients:
             self._error(503, b"RCPT first (#5.5.1)")
+        elif self._binary:
+            self._error(503, b"BINARYMIME comes by BDAT (#5.5.1)")
         else:
             self._forget()
             return self._ask(Data())
@@ -647,6 +658,7 @@ _COMMANDS: dict[bytes, Callable[[SMTPServer, bytes], Event | None]] = {
     b"EHLO": SMTPServer._ehlo,
     b"STARTTLS": SMTPServer._starttls,
     b"AUTH": SMTPServer._auth,
+    b"ETRN": SMTPServer._etrn,
     b"XCLIENT": SMTPServer._xclient,
     b"MAIL": SMTPServer._mail,
     b"RCPT": SMTPServer._rcpt,

@@ -258,13 +258,13 @@ class DaemonCase(SynchronousTestCase):
         """Postfix's smtp-source against the daemon; the test is skipped where it is not installed."""
         return self.run_program(program("smtp-source", "postfix"), *arguments, f"127.0.0.1:{self.port}")
 
-    def smtp_sink(self, *arguments: str) -> tuple[int, str]:
+    def smtp_sink(self, *arguments: str, port: int = 0) -> tuple[int, str]:
         """Start Postfix's smtp-sink; its port, and the folder where it writes each message to a file."""
         folder = os.path.join(self.directory, "sink")
         os.mkdir(folder)
         if self.runtime.account.switch:
             os.chown(folder, self.runtime.account.uid, self.runtime.account.gid)
-        port = free_port()
+        port = port or free_port()
         sink = subprocess.Popen(
             [program("smtp-sink", "postfix"), "-d", f"{folder}/message.", *arguments, f"127.0.0.1:{port}", "100"],
             stdin=subprocess.DEVNULL,

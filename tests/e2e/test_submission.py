@@ -48,7 +48,7 @@ class ProgramTests(SubmissionCase):
         done = self.run_program(
             program("swaks", "swaks"), *server, *login, "--from", "x@far.test", "--to", self.address
         )
-        self.assertIn("553 that sender does not belong to your login", done.stdout)
+        self.assertIn("553 5.7.1 that sender does not belong to your login", done.stdout)
         daemon.log.wait("may not send as <x@far.test>")
         self.assertEqual(daemon.stop(), 0)
         self.assertNotIn(SECRET, "\n".join(daemon.log.lines))

@@ -321,6 +321,9 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b"DATA\r\nReceived: x\r\nSubject: y\r\n\r\n..dot\r\n.\r\nQUIT\r\n",
         b"EHLO c.test\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nBDAT 3\r\na\r\nRSET\r\nBDAT 2 LAST\r\nxx"
         b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nBDAT 4\r\na\r\n\rDATA\r\nBDAT 3\r\n\nb\0BDAT 0 LAST\r\nQUIT\r\n",
+        b"EHLO a\r\nMAIL FROM:<a@b> BODY=BINARYMIME\r\nRCPT TO:<c@d>\r\nBDAT 76\r\n"
+        b"Content-Transfer-Encoding: binary\r\nContent-Type: multipart/x; boundary=b\r\n\r\n"
+        b"BDAT 48 LAST\r\n\r\n--b\r\nContent-Transfer-Encoding: binary\r\n\r\n\0\n\r\r\n--b--",
         b"EHLO a\r\nXCLIENT NAME=a.b ADDR=IPV6:::1 HELO=x+20y\r\nEHLO b\r\nXCLIENT PORT=1\r\nXCLIENT x\r\nQUIT\r\n",
         b"HELO x\nMAIL FROM:a@b\nRCPT TO:<@r:c@d>\nDATA\nhello\n.\n\r\n.\r\nMAIL FROM:<x@y>\r\n",
         b'MAIL FROM:<"q \\" s"@[127.0.0.1]>\r\nRSET\r\nNOOP\r\nVRFY x\r\nHELP\r\nRCPT TO:<>\r\n'
