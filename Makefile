@@ -15,7 +15,7 @@ JOURNAL := 0
 # Debian keeps Postfix's smtp-source and smtp-sink there.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: bench fuzz soak-faults soak-overload help demo demo-stop test lint types build clean
+.PHONY: bench coverage fuzz soak-faults soak-overload help demo demo-stop test lint types build clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make test       run the tests'
 	@echo 'make soak       stop the machine at random points for SECONDS=…, then try every mutation of the syncs'
 	@echo 'make soak-faults SECONDS=600 JOURNAL=1  kill the daemon and its roles under load, and account for every message'
+	@echo 'make coverage   which branches the unit tests take'
 	@echo 'make soak-overload            ten times the load of the tests of overload'
 	@echo 'make fuzz SECONDS=600         hostile bytes for every engine and parser'
 	@echo 'make lint       check style and formatting'
@@ -75,6 +76,17 @@ build: $(VENV)/.installed-lint
 # Real processes killed under load; as root, each role too.
 soak-faults: $(VENV)/.installed-test
 	SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) SOAK_JOURNAL=$(JOURNAL) $(RUN) -m twisted.trial --reporter=text tests.soak.test_kills
+
+# Branches that the tests take, without those of tests/e2e and tests/sim, whose daemons are not measured.
+$(VENV)/.installed-coverage: pyproject.toml | $(VENV)/.installed-test
+	@$(PIP) install --editable '.[test,coverage]'
+	@touch $@
+
+coverage: $(VENV)/.installed-coverage
+	rm -f .coverage .coverage.*
+	$(RUN) -m coverage run -m twisted.trial $(TRIAL) --reporter=text $(wildcard tests/test_*.py)
+	$(RUN) -m coverage combine -q
+	$(RUN) -m coverage report
 
 # Ten times the overload of the tests; more with OVERLOAD=N.
 OVERLOAD := 10
