@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, ISSLTransport
+from twisted.internet.interfaces import IAddress, IDelayedCall, ILoggingContext, IReactorTime, ISSLTransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from qtwist.control import ControlError
 from qtwist.policy.relay import network
@@ -67,6 +68,7 @@ class ClaimedAddresses:
         return self._host
 
 
+@implementer(ILoggingContext)
 class ProxyingFactory(Factory):
     """Stands in front of `factory`: the connections of proxies are handed to it when their header has come.
 
@@ -80,6 +82,10 @@ class ProxyingFactory(Factory):
         self.factory = factory
         self.clock = clock
         self.proxies = Watched(control, ("proxyclients",), lambda: Proxies.read(control))
+
+    def logPrefix(self) -> str:
+        """What Twisted's log calls it."""
+        return type(self.factory).__name__
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         try:

@@ -195,10 +195,11 @@ class DoorService(Service):
 
 class DeskService(Service):
     """The socket HOME/run/control, where `qtwist queue` asks the queue manager of `send`, which has to start first; and
-    servers ask with the user ids in `network` (ETRN)."""
+    servers ask with the user ids in `network` where control/etrnclients or control/autoturn lets them."""
 
     def __init__(self, home: Home, send: SendService, network: frozenset[int] = frozenset()) -> None:
-        self.place = DoorPlace(os.path.join(home.path, "run"), "control", 0o666 if network else 0o600)
+        asked = network and any(home.control.list(name) for name in ("etrnclients", "autoturn"))
+        self.place = DoorPlace(os.path.join(home.path, "run"), "control", 0o666 if asked else 0o600)
         self._network = network
         self._home = home
         self._send = send

@@ -12,6 +12,7 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger, globalLogPublisher
 
+from qtwist.clock import ClockWatch
 from qtwist.control import ControlError
 from qtwist.events import Events
 from qtwist.home import Home
@@ -20,7 +21,6 @@ from qtwist.processes.notify import ServiceManager
 from qtwist.processes.supervisor import Supervisor
 from qtwist.roles import SendService, StartError
 from qtwist.send.log import LogFile
-from qtwist.turns import ClockWatch
 
 __all__ = ["Options", "RootService", "makeService"]
 

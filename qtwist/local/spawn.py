@@ -31,7 +31,6 @@ from qtwist.local.errors import AS_ROOT, SYSTEM_TROUBLE, TEMPORARY, DeliveryErro
 from qtwist.local.report import report
 from qtwist.local.users import Account, Users, folder_account, system_account
 from qtwist.mail.envelope import Origin, Report
-from qtwist.turns import after_turn
 
 #: The most deliveries at once, whatever control/concurrencylocal says (conf-spawn, §1.1).
 LIMIT = 120
@@ -126,7 +125,7 @@ class LocalSpawner:
         self._running -= 1
         if self._stopping is not None:
             # After this report has gone its way.
-            after_turn(IReactorTime(self._reactor), self._check_stopped)
+            IReactorTime(self._reactor).callLater(0, self._check_stopped)
         return result
 
     def _check_stopped(self) -> None:

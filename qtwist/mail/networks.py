@@ -9,7 +9,7 @@ _IPV4_BITS = 24
 _IPV6_BITS = 64
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=500)
 def network_of(ip: str) -> str:
     """The network that an address counts with: IPv4 /24, IPv6 /64; what is no address counts for itself."""
     try:

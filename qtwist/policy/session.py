@@ -26,7 +26,7 @@ def plain_ip(host: str) -> str:
     return host
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=500)
 def is_local(ip: str) -> bool:
     """Whether a peer is on this host: a loopback address, or none, as of a Unix socket."""
     try:

@@ -39,6 +39,7 @@ from zope.interface import implementer
 
 from qtwist.auth.mailboxes import Mailboxes
 from qtwist.auth.making import make_authenticator
+from qtwist.clock import ClockWatch
 from qtwist.commands.base import write_all
 from qtwist.control import Control, ControlError
 from qtwist.events import SWITCH, Events
@@ -53,7 +54,6 @@ from qtwist.queue.entrance import DoorQueue
 from qtwist.remote.spawn import RemoteSpawner
 from qtwist.roles import SendService, ServerService, StartError
 from qtwist.send.log import TurnLines
-from qtwist.turns import ClockWatch, after_turn
 
 #: Descriptors that a role asks for.
 DESCRIPTORS = 8192
@@ -229,7 +229,7 @@ class RoleProcess:
         except (StartError, ControlError, OSError) as error:
             self.failed = True
             self._supervisor.send(b"failed " + str(error).encode("utf-8", "surrogateescape")[:4000])
-            after_turn(self._reactor, self._reactor.stop)
+            self._reactor.callLater(0, self._reactor.stop)
         else:
             self._started = True
             self._supervisor.send(b"ready")

@@ -37,7 +37,6 @@ from qtwist.queue.recovery import Unrecoverable, journal_directory, recover
 from qtwist.queue.settle import settle, unsettle
 from qtwist.queue.workers import Stopped
 from qtwist.queue.writer import JournalWriter
-from qtwist.turns import after_turn
 
 T = TypeVar("T")
 
@@ -197,7 +196,7 @@ class JournaledQueue(FileQueue):
         self._generations[generation] += 1
         self._new.append(entry.number)
         self._later()
-        after_turn(self._reactor, self._wake_for_journal)
+        self._reactor.callLater(0, self._wake_for_journal)
         return Accepted(entry.number, entry.number)
 
     def _is_full(self) -> bool:
@@ -406,7 +405,7 @@ class JournaledQueue(FileQueue):
             live.waiting = None
             # Not at once: those who wait are to find everything as it is after this step.
             for one in waiting:
-                after_turn(self._reactor, one.callback, None)
+                self._reactor.callLater(0, one.callback, None)
 
     def _forget(self, live: Live) -> None:
         """The journal need not hold this message any more."""
@@ -428,7 +427,7 @@ class JournaledQueue(FileQueue):
         if number in self._live and not self._stopping:
             self._resting.append(number)
             if len(self._resting) == 1:
-                after_turn(self._reactor, self._settle_resting)
+                self._reactor.callLater(0, self._settle_resting)
 
     def _settle_resting(self) -> None:
         resting, self._resting = self._resting, []
@@ -533,7 +532,7 @@ class JournaledQueue(FileQueue):
                 self._forget(live)
             # Not at once: those who wait are to find everything as it is after this step.
             for one in waiting:
-                after_turn(self._reactor, one.callback, None)
+                self._reactor.callLater(0, one.callback, None)
         if any(live.entry.channels is None for live in done):
             self._wake()
         try:

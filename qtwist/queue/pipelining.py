@@ -15,7 +15,6 @@ from qtwist.interfaces import Accepted, AnswerLost, IIncomingMessage, QueueError
 from qtwist.mail.envelope import Envelope
 from qtwist.mail.queue_texts import report
 from qtwist.queue.client import BROKE_OFF, NO_NETWORK
-from qtwist.turns import after_turn
 from qtwist.wire import pipelined
 from qtwist.wire.netstring import NetstringError
 from qtwist.writing import write
@@ -35,7 +34,7 @@ class _Together:
 
     def add(self, data: bytes) -> None:
         if not self._parts:
-            after_turn(self._clock, self.flush)
+            self._clock.callLater(0, self.flush)
         self._parts.append(data)
 
     def flush(self) -> None:

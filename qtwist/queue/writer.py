@@ -14,7 +14,6 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from qtwist.queue.journal import Journal, Record
-from qtwist.turns import after_turn
 
 _log = Logger()
 
@@ -83,7 +82,7 @@ class JournalWriter:
 
     def _put(self, job: _Job | None) -> None:
         if not self._turn_jobs:
-            after_turn(self._reactor, self._hand_over)
+            self._reactor.callLater(0, self._hand_over)
         self._turn_jobs.append(job)
 
     def _hand_over(self) -> None:

@@ -10,7 +10,6 @@ from twisted.internet.interfaces import IReactorTime
 from qtwist.interfaces import Preprocessed
 from qtwist.mail.address import sanitise_log
 from qtwist.mail.envelope import Report
-from qtwist.turns import after_turn
 
 _OUTCOME = {b"K": b"success", b"Z": b"deferral", b"D": b"failure"}
 
@@ -80,7 +79,7 @@ class TurnLines:
     def add(self, line: bytes) -> None:
         """Write this line at the end of the turn."""
         if not self._lines:
-            after_turn(self._clock, self.flush)
+            self._clock.callLater(0, self.flush)
         self._lines.append(line)
 
     def flush(self) -> None:

@@ -198,7 +198,9 @@ class DeliveryTests(RootCase):
         daemon = self.start()
         self.send(["ann@far.test", "bob@far.test"])
         daemon.log.wait("success: 127.0.0.1_accepted_message", 2)
-        self.assertEqual(len(os.listdir(folder)), 2)
+        [message] = os.listdir(folder)  # one transaction for both
+        with open(os.path.join(folder, message)) as file:
+            self.assertEqual(file.read().count("@far.test>"), 2)
 
     def test_many_for_one_user(self) -> None:
         """Deliveries to the same user share processes."""

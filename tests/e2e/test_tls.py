@@ -133,7 +133,7 @@ class ServerTests(TLSCase):
                 self.assertTrue(file.readline().startswith(greeting))
                 sock.sendall(text)
                 rest = file.read()
-            self.assertRegex(rest, rb"(554|-ERR) nothing may follow ST")
+            self.assertRegex(rest, rb"(554 5\.5\.1|-ERR) nothing may follow ST")
         self.assertEqual(daemon.stop(), 0)
 
     def test_posttls_finger(self) -> None:

@@ -27,6 +27,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
+from qtwist.clock import shift
 from qtwist.interfaces import Accepted, Delivery
 from qtwist.local.deliver import Forwarded, Job, LocalDelivery, Parts, deliver_together
 from qtwist.local.report import report
@@ -45,7 +46,6 @@ from qtwist.send import bounces
 from qtwist.send.log import SendLog
 from qtwist.send.manager import GARBAGE_INTERVAL, QueueManager, SendSettings
 from qtwist.send.steering import Steering
-from qtwist.turns import shift
 from tests.sim.disk import Crash, Model, SimulatedDisk
 from tests.sim.running import SimulatedCommitter, SimulatedReactor, SimulatedWorkers, SimulatedWriter, Tasks
 
@@ -452,7 +452,7 @@ class Machine:
         self.settle()
 
     def _do_jump(self, seconds: float) -> None:
-        """The clock is set, and qtwist.turns.ClockWatch notices it."""
+        """The clock is set, and qtwist.clock.ClockWatch notices it."""
         self.reactor.rightNow += seconds
         shift(self.reactor, seconds)
 

@@ -40,12 +40,6 @@ class SimulatedReactor(Clock):
     def callFromThread(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.turns.append((function, arguments))
 
-    def turn(self) -> None:
-        """Call what waits for its turn, and nothing that is added by that."""
-        for _ in range(len(self.turns)):
-            function, arguments = self.turns.popleft()
-            function(*arguments)
-
 
 class Task:
     """A function that runs in steps."""

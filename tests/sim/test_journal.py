@@ -181,7 +181,7 @@ class InMemory(JournalCase):
         machine = self.machine()
         queue, number = self.being_settled(machine)
         marked = queue.mark(number, "remote", 0)
-        machine.reactor.turn()
+        machine.reactor.advance(0)
         queue._writer._one_turn()
         self.assertEqual(bytes(entries_on(machine.disk)[number].channels["remote"])[:1], b"D")
         self.assertNoResult(marked)

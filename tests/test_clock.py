@@ -1,4 +1,4 @@
-"""Tests of qtwist.turns: the next turn of the reactor, and timers when somebody sets the clock."""
+"""Tests of qtwist.clock: timers when somebody sets the clock."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
-from qtwist import turns
-from qtwist.turns import ClockWatch, after_turn, shift
+from qtwist import clock
+from qtwist.clock import ClockWatch, shift
 
 DAY = 86400.0
 
@@ -36,26 +36,6 @@ class SetClock(Clock):
         for function, arguments in turns:
             function(*arguments)
         self.advance(0)
-
-
-class NextTurn(SynchronousTestCase):
-    def test_whatever_the_clock_says(self) -> None:
-        """A call for the next turn happens in the next turn, and not when the day has come again."""
-        clock = SetClock()
-        called: list[str] = []
-        after_turn(clock, called.append, "now")
-        self.assertEqual(called, [])
-        clock.rightNow -= DAY
-        clock.turn()
-        self.assertEqual(called, ["now"])
-
-    def test_of_a_plain_clock(self) -> None:
-        clock = Clock()
-        called: list[str] = []
-        after_turn(clock, called.append, "now")
-        self.assertEqual(called, [])
-        clock.advance(0)
-        self.assertEqual(called, ["now"])
 
 
 class Watching(SynchronousTestCase):
@@ -129,7 +109,7 @@ class InTheReactor(TestCase):
 
     def test_thread(self) -> None:
         """The service looks by itself, and stops."""
-        self.patch(turns, "INTERVAL", 0.01)
+        self.patch(clock, "INTERVAL", 0.01)
         seen: Deferred[None] = Deferred()
         wall = [0.0]
 

@@ -1,7 +1,7 @@
-"""Time as the reactor has it: what is to happen in its next turn, and timers when somebody sets the clock.
+"""The reactor's timers when somebody sets the clock.
 
 Twisted's timers go by the wall clock. When that is set back by a day, whatever waits for a timer waits a day longer,
-and a call that was only to happen in the next turn does, too.
+and a call that was only to happen in the next turn does, too: without this, all mail would wait with it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.logger import Logger
 
 #: Seconds between two looks at the clock.
@@ -22,17 +21,6 @@ INTERVAL = 1.0
 JUMP = 0.5
 
 _log = Logger()
-
-
-def after_turn(clock: IReactorTime, function: Callable[..., Any], *arguments: Any) -> None:
-    """Call `function` when everything else of this turn of the reactor is done, whatever happens to the wall clock.
-
-    `clock` is the reactor; one that knows nothing of turns (a test's) has its timer called after 0 seconds.
-    """
-    if IReactorFromThreads.providedBy(clock):
-        clock.callFromThread(function, *arguments)
-    else:
-        clock.callLater(0, function, *arguments)
 
 
 def shift(reactor: Any, seconds: float) -> None:
