@@ -85,8 +85,7 @@ class Qtwist(Peer):
         self.control("accounts", "".join(f"{role}:{name}\n" for role, name in ACCOUNTS.items()))
         self.route(SINK_PORT)
         self.control("relayclients", "127.0.0.1\n")
-        if self.journal:
-            self.control("journal", "1\n")
+        self.control("journal", "1\n" if self.journal else "0\n")
         self.control("concurrencyincoming", "10000\n")
         self.control("concurrencylocal", "50\n")
         self.control("concurrencyremote", "50\n")

@@ -375,8 +375,8 @@ _TABLE = (
         INTEGER,
         _SEND,
         "start",
-        "1: a journal in front of the queue's files; not yet for real mail",
-        0,
+        "1: a [journal](journal.md) in front of the queue's files; 0: files alone",
+        1,
         check=checks.number(0),
     ),
     ControlFile(

@@ -107,7 +107,7 @@ TABLE = {
     "defaultdelivery": ("text", b"./Maildir/", False),
     "dnsservers": ("list", None, False),
     "holds": ("list", None, False),
-    "journal": ("int", 0, False),
+    "journal": ("int", 1, False),
     "listen": ("list", None, False),
     "maxrecipients": ("int", 10000, False),
     "policies": ("list", None, False),

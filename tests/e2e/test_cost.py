@@ -103,6 +103,7 @@ class CostCase(DaemonCase):
 class FilesTests(CostCase):
     """qmail's files, one process."""
 
+    control: ClassVar = {"journal": "0\n"}
     bounds: ClassVar = {
         ("local", 1): Cost(205, 10.5, 0.5),
         ("local", 10): Cost(162, 6, 0.5),
