@@ -51,7 +51,12 @@ def disk(megabytes: int, inodes: int = 600_000) -> Iterator[str]:
         try:
             yield os.path.basename(device)
         finally:
-            run("umount", DISK)
+            # A server's last process may end some seconds after the server has said that it has stopped.
+            wait(
+                "the disk to be free",
+                lambda: subprocess.run(["umount", DISK], check=False, capture_output=True).returncode == 0,
+                0.1,
+            )
     finally:
         subprocess.run(["losetup", "-d", device], check=False)  # umount may have done it
         os.unlink(IMAGE)

@@ -71,7 +71,7 @@ def main() -> None:
     )
     parser.add_argument("--only", default="qtwist,journaled,postfix", help="servers, separated by commas")
     parser.add_argument("--jobs", default=names)
-    parser.add_argument("--json", metavar="FILE", help="write all figures there, for bench/plots.py")
+    parser.add_argument("--json", metavar="FILE", help="write the figures of all rounds there")
     parser.add_argument("--quick", action="store_true", help="a minute or two: does all of it work?")
     options = parser.parse_args()
     if options.quick:
@@ -104,9 +104,9 @@ def main() -> None:
                 {"job": job.name, "variant": variant, "server": peer, "rounds": rounds}
                 for (variant, peer), rounds in results.items()
             ]
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(everything, file, indent=1)
+            if options.json:
+                with open(options.json, "w") as file:
+                    json.dump(everything, file, indent=1)
 
 
 if __name__ == "__main__":
