@@ -121,8 +121,8 @@ class JournalTests(CostCase):
     control: ClassVar = {"journal": "1\n"}
     bounds: ClassVar = {
         ("local", 1): Cost(118, 3.5, 0.5),
-        ("local", 10): Cost(94, 2.9, 0.5),
-        ("relay", 1): Cost(104, 1.5, 0.5),
+        ("local", 10): Cost(100, 2.9, 0.5),
+        ("relay", 1): Cost(108, 1.5, 0.5),
         ("relay", 10): Cost(90, 0.8, 0.5),
     }
 
@@ -134,11 +134,12 @@ class RolesTests(RootCase, CostCase):
     """control/journal, started as root: what crosses from process to process counts as well."""
 
     control: ClassVar = {"journal": "1\n"}
+    # One start of a process that delivers, which may fall into the count, is some 40 system calls for each message.
     bounds: ClassVar = {
-        ("local", 1): Cost(138, 3.5, 0.5),
-        ("local", 10): Cost(115, 2.2, 0.5),
-        ("relay", 1): Cost(126, 1.5, 0.5),
-        ("relay", 10): Cost(107, 0.8, 0.5),
+        ("local", 1): Cost(195, 3.5, 0.5),
+        ("local", 10): Cost(155, 2.2, 0.5),
+        ("relay", 1): Cost(140, 1.5, 0.5),
+        ("relay", 10): Cost(112, 0.8, 0.5),
     }
 
     def mailbox(self) -> str:
