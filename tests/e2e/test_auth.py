@@ -16,7 +16,7 @@ class AuthCase(DaemonCase):
     """A home with one user, who has `flag` given to `qtwist user passwd`; mail for far.test goes nowhere."""
 
     flag = ""
-    control = {"smtproutes": "far.test:127.0.0.1:1\n"}
+    control = {"smtproutes": "far.test:127.0.0.1:1\n", "journal": "0\n"}  # the queue's files are looked at
 
     def setUp(self) -> None:
         super().setUp()

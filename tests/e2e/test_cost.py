@@ -105,10 +105,10 @@ class FilesTests(CostCase):
 
     control: ClassVar = {"journal": "0\n"}
     bounds: ClassVar = {
-        ("local", 1): Cost(205, 10.5, 0.5),
-        ("local", 10): Cost(162, 6, 0.5),
-        ("relay", 1): Cost(197, 8.5, 0.5),
-        ("relay", 10): Cost(152, 4, 0.5),
+        ("local", 1): Cost(225, 10.5, 0.5),
+        ("local", 10): Cost(178, 6, 0.5),
+        ("relay", 1): Cost(217, 8.5, 0.5),
+        ("relay", 10): Cost(172, 4, 0.5),
     }
 
     def test_cost(self) -> None:
@@ -120,10 +120,10 @@ class JournalTests(CostCase):
 
     control: ClassVar = {"journal": "1\n"}
     bounds: ClassVar = {
-        ("local", 1): Cost(118, 3.5, 0.5),
-        ("local", 10): Cost(100, 2.9, 0.5),
-        ("relay", 1): Cost(108, 1.5, 0.5),
-        ("relay", 10): Cost(90, 0.8, 0.5),
+        ("local", 1): Cost(138, 3.5, 0.5),
+        ("local", 10): Cost(116, 2.9, 0.5),
+        ("relay", 1): Cost(126, 1.5, 0.5),
+        ("relay", 10): Cost(112, 0.8, 0.5),
     }
 
     def test_cost(self) -> None:
@@ -138,8 +138,8 @@ class RolesTests(RootCase, CostCase):
     bounds: ClassVar = {
         ("local", 1): Cost(195, 3.5, 0.5),
         ("local", 10): Cost(155, 2.2, 0.5),
-        ("relay", 1): Cost(140, 1.5, 0.5),
-        ("relay", 10): Cost(112, 0.8, 0.5),
+        ("relay", 1): Cost(155, 1.5, 0.5),
+        ("relay", 10): Cost(128, 0.8, 0.5),
     }
 
     def mailbox(self) -> str:

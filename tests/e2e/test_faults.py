@@ -91,12 +91,12 @@ class FaultCase(DaemonCase):
 class FullDisk(FaultCase):
     def test_room(self) -> None:
         """Mail is refused before the disk is full, whoever brings it, and taken again when there is room."""
-        filler = self.full_disk(os.path.join(self.home, "queue"), "24m")
+        filler = self.full_disk(os.path.join(self.home, "queue"), "48m")
         daemon = self.start()
         self.assertEqual(self.answer(self.address), 250)
         daemon.log.wait("end msg")
         with open(filler, "wb") as file:
-            file.write(bytes(10_000_000))
+            file.write(bytes(24_000_000))
         wait_until("452", lambda: self.answer(self.address) == 452)
         daemon.log.wait("no mail is taken until there are more .control/queueminfree.")
         error = self.assertRaises(QueueRefused, submit, self.home, [b"hello\n"], b"", [self.address.encode()], {})
