@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.files.disk import Disk, RealDisk
@@ -119,3 +120,16 @@ def put_message(layout: Layout, body: bytes, **rooms: bytes) -> int:
 def make_queue(test: SynchronousTestCase, split: int = 23) -> Layout:
     """A new, empty queue."""
     return create_queue(os.path.join(tempfile.mkdtemp(dir=os.path.dirname(test.mktemp())), "queue"), split=split)
+
+
+def queue_log(case: SynchronousTestCase) -> list[str]:
+    """What the queue's parts log from here on, while the test runs."""
+    lines: list[str] = []
+
+    def note(event: dict[str, Any]) -> None:
+        if event.get("log_namespace") == "qtwist.queue":
+            lines.append(event["log_format"].format(**event))
+
+    globalLogPublisher.addObserver(note)
+    case.addCleanup(globalLogPublisher.removeObserver, note)
+    return lines

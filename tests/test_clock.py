@@ -8,10 +8,8 @@ import time
 from twisted.internet import reactor
 from twisted.internet.base import DelayedCall
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
-from zope.interface import implementer
 
 from qtwist import clock
 from qtwist.clock import ClockWatch, shift
@@ -19,7 +17,6 @@ from qtwist.clock import ClockWatch, shift
 DAY = 86400.0
 
 
-@implementer(IReactorFromThreads)
 class SetClock(Clock):
     """A clock that can be set, with timers that go by it, as Twisted's reactors have them."""
 

@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from qtwist.control import Control
 from qtwist.files import watching
 from qtwist.files.watching import DirectoryWatch
+from qtwist.policy import watched
 from qtwist.policy.watched import Watched
 
 
@@ -124,6 +125,19 @@ class WatchedTests(WatchCase):
         self.assertEqual(self.value.get(), "two")
         self.write("locals", "three")
         self.assertEqual(self.value.get(), "three")
+
+    def test_another_directory_above(self) -> None:
+        """The one above is taken away, which no watch tells: it is noticed when that is looked at the next time."""
+        self.patch(watched, "_INTERVAL", 0.0)
+        above = self.mktemp()
+        value = Watched(Control(f"{above}/control"), ("locals",), lambda: "".join(os.listdir(f"{above}/control")))
+        for name in ("one", "two"):
+            os.makedirs(f"{above}/control")
+            for file in ("locals", name):
+                with open(f"{above}/control/{file}", "w") as stream:
+                    stream.write(name)
+            self.assertIn(name, value.get())
+            os.rename(above, f"{above}.{name}")
 
     def test_nothing_can_be_watched(self) -> None:
         with mock.patch.object(watching, "filesystem_of", return_value="nfs4"):

@@ -24,6 +24,7 @@ from zope.interface import directlyProvides, implementer
 from zope.interface.verify import verifyObject
 
 from qtwist.auth.errors import LoginUnavailable
+from qtwist.clock import shift
 from qtwist.control import Control
 from qtwist.pop3d.factory import POP3Factory
 from qtwist.pop3d.interfaces import (
@@ -466,6 +467,15 @@ class Limits(Case):
         self.assertIsNone(self.mailbox.finished)
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertIn("end (timeout)", self.logged[-1])
+
+    def test_clock_set_back(self) -> None:
+        """By a day, and the timers with it (qtwist.clock): whoever is silent is left all the same."""
+        client = self.client()
+        self.clock.rightNow -= 86_400
+        shift(self.clock, -86_400)
+        self.clock.advance(1200)
+        self.clock.advance(1200)
+        self.assertTrue(client.transport.aborted)
 
     def test_an_octet_at_a_time(self) -> None:
         """A command has to be whole in time."""

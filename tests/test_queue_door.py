@@ -17,6 +17,7 @@ from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from qtwist.clock import shift
 from qtwist.home import Home
 from qtwist.interfaces import Accepted, IIncomingMessage
 from qtwist.mail.envelope import Envelope, Origin
@@ -24,6 +25,7 @@ from qtwist.queue import client, door
 from qtwist.queue.client import QueueRefused, submit, submit_later
 from qtwist.queue.door import DoorFactory, DoorPlace, DoorProtocol
 from qtwist.queue.peers import origin_of, owner
+from qtwist.queue.room import Free, Reserve
 from qtwist.roles import DoorService, StartError
 from tests.memory_queue import MemoryIncoming, MemoryQueue
 
@@ -171,6 +173,26 @@ class ShellTests(SynchronousTestCase):
         self.clock.advance(1)
         self.assertRegex(transport.value(), rb"^\d+:Z52 .*,$")
         self.assertTrue(transport.disconnecting)
+
+    def test_clock_set_back(self) -> None:
+        """By a day, and the timers with it (qtwist.clock): nobody may be silent for a day."""
+        protocol, transport = self.connect()
+        protocol.dataReceived(b"+")
+        self.clock.rightNow -= 86_400
+        shift(self.clock, -86_400)
+        self.clock.advance(3600)
+        self.clock.advance(3600)
+        self.assertRegex(transport.value(), rb"^\d+:Z52 .*,$")
+
+    def test_too_little_of_something(self) -> None:
+        """§6.3: 53 while one of the reserves is used up."""
+        for free in ((4, 10), (10, 4)):
+            self.factory.reserves = [
+                Reserve("least", lambda: 5, lambda octets=octets: Free(octets, "here"), lambda: 0.0) for octets in free
+            ]
+            protocol, transport = self.connect()
+            protocol.dataReceived(REQUEST)
+            self.assertRegex(transport.value(), rb"^\d+:Z53 ")
 
     def test_lifetime(self) -> None:
         """§1.5: 24 hours, however busy the client is."""

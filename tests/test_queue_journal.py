@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Iterable
 
@@ -438,6 +439,33 @@ class RecoveryTests(SynchronousTestCase):
         self.check()
         self.assertFalse(os.path.exists(f"{self.directory}/{self.plain}"))
         self.assertEqual(self.recover(), [])
+
+    def damage(self, record: Record) -> None:
+        """Have the disk lose this record, which it had flushed."""
+        [name] = [name for name in os.listdir(self.directory) if name.endswith(".segment")]
+        with open(f"{self.directory}/{name}", "r+b") as file:
+            place = file.read().index(record.kind + struct.pack("!Q", record.number) + record.payload)
+            file.seek(place)
+            file.write(b"?")
+
+    def test_damaged(self) -> None:
+        """How a message was routed is lost: it is recovered as one that was not, and the others as ever."""
+        journal = Journal(RealDisk(), self.directory, SMALL * 4)
+        found = journal.read()
+        journal.open()
+        journal.write(found, sync=True)
+        journal.write([], sync=True)
+        journal.close()
+        [routed] = [record for record in found if record.kind == records.ROUTED]
+        self.damage(routed)
+        journal = Journal(RealDisk(), self.directory, SMALL * 4)
+        self.addCleanup(journal.close)
+        both = [(self.plain, self.plain), (self.tried, self.tried)]
+        self.assertEqual(
+            recover(RealDisk(), self.layout, journal, Numbers(RealDisk(), self.layout, self.directory)), both
+        )
+        self.assertEqual(len(journal.damage), 1)
+        self.assertEqual(set(self.store.numbers("todo")), {self.plain, self.tried})
 
     def test_stopped_anywhere(self) -> None:
         """Stopped at any disk call and begun again: the same end, and nothing twice."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
-from typing import Any
 
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.control import Control
@@ -17,6 +15,7 @@ from qtwist.policy.session import Session
 from qtwist.policy.surroundings import Surroundings
 from qtwist.queue.memory import Memory
 from qtwist.queue.room import INTERVAL
+from tests.queue_tools import queue_log
 
 MIB = 1024 * 1024
 PAGE = resource.getpagesize()
@@ -29,13 +28,7 @@ class MemoryCase(SynchronousTestCase):
         self.least = 10 * MIB
         self.limit = -1
         self.memory = Memory(lambda: self.least, self.clock.seconds, root=self.root, limit=lambda: self.limit)
-        self.lines: list[str] = []
-        globalLogPublisher.addObserver(self.note)
-        self.addCleanup(globalLogPublisher.removeObserver, self.note)
-
-    def note(self, event: dict[str, Any]) -> None:
-        if event.get("log_namespace") == "qtwist.queue":
-            self.lines.append(event["log_format"].format(**event))
+        self.lines = queue_log(self)
 
     def write(self, name: str, text: str) -> None:
         path = f"{self.root}/{name}"

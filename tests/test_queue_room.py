@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.control import Control
@@ -16,6 +15,7 @@ from qtwist.policy.room import QueueRoom
 from qtwist.policy.session import Session
 from qtwist.policy.surroundings import Surroundings
 from qtwist.queue.room import INTERVAL, Room
+from tests.queue_tools import queue_log
 
 MIB = 1024 * 1024
 
@@ -28,13 +28,7 @@ class RoomCase(SynchronousTestCase):
         self.asked = 0
         self.least = 10 * MIB
         self.room = Room("/queue", lambda: self.least, self.clock.seconds, self.statvfs)
-        self.lines: list[str] = []
-        globalLogPublisher.addObserver(self.note)
-        self.addCleanup(globalLogPublisher.removeObserver, self.note)
-
-    def note(self, event: dict[str, Any]) -> None:
-        if event.get("log_namespace") == "qtwist.queue":
-            self.lines.append(event["log_format"].format(**event))
+        self.lines = queue_log(self)
 
     def statvfs(self, path: str) -> Any:
         self.asked += 1

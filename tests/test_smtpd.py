@@ -20,6 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from qtwist.clock import shift
 from qtwist.control import Control, ControlError
 from qtwist.interfaces import Accepted, AnswerLost, IIncomingMessage, QueueError
 from qtwist.mail.address import Address
@@ -721,6 +722,15 @@ class Limits(WithFactory):
             self.clock.advance(60)
             self.assertEqual(client.replies(), [])
         self.assertEqual(client.say(b".")[0][:4], b"250 ")
+
+    def test_clock_set_back(self) -> None:
+        """By a day, and the timers with it (qtwist.clock): whoever is silent is left all the same."""
+        client = self.client()
+        self.clock.rightNow -= 86_400
+        shift(self.clock, -86_400)
+        self.clock.advance(1200)
+        self.clock.advance(1200)
+        self.assertEqual(client.replies()[0][:4], b"451 ")
 
     def test_commands_for_ever(self) -> None:
         """Commands without a message do not hold a connection for ever; a message starts anew."""

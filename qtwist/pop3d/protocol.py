@@ -269,7 +269,9 @@ class POP3Protocol(TLSConnection, Protocol):
     def _tick(self) -> None:
         """The timer has run out: was the client really silent for so long?"""
         clock = self.factory.clock
-        left = min(self._timeout, self._last + self._timeout - clock.seconds())  # the clock may have been set back
+        now = clock.seconds()
+        self._last = min(self._last, now)  # the clock may have been set back; then nobody knows how long it was
+        left = self._last + self._timeout - now
         self._timer = None
         if left <= 0:
             if self._waiting is None or self._leaving or self.handshaking:

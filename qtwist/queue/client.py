@@ -22,6 +22,7 @@ import _socket
 import os
 
 from qtwist.mail.queue_texts import CUSTOM, report
+from qtwist.queue.socket_path import SocketPath
 from qtwist.wire.netstring import encode
 
 TYPE_CHECKING = False
@@ -43,7 +44,6 @@ BAD_ENVELOPE = 91
 #: How long the daemon may take to read on or to answer, in seconds; it gives up a silent client after 3600 itself.
 PATIENCE = 3700
 
-_SOCKET_PATH_LIMIT = 107  # sun_path holds 108 octets, with a NUL
 _BLOCK = 65536
 _ANSWER_LIMIT = 10_000
 
@@ -118,23 +118,17 @@ def submit_later(
 
 def _connect(home: str) -> _socket.socket:
     """A connection to the door. OSError when there is none."""
-    directory = os.fsencode(home) + b"/run"
-    path = directory + b"/queue"
-    holder = -1
+    path = SocketPath(f"{home}/run", "queue")
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        if len(path) > _SOCKET_PATH_LIMIT:
-            holder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            path = b"/proc/self/fd/%d/queue" % holder
         # Without a timeout: then it waits when many others are at the door, instead of failing with EAGAIN.
-        connection.connect(path)
+        connection.connect(path.address)
         connection.settimeout(PATIENCE)
     except BaseException:
         connection.close()
         raise
     finally:
-        if holder != -1:
-            os.close(holder)
+        path.close()
     return connection
 
 

@@ -25,6 +25,7 @@ from qtwist.queue.accept import WRITE_ERROR
 from qtwist.queue.pipelining import PipelinedRequests
 from qtwist.queue.request import RequestProtocol
 from qtwist.queue.room import Reserve
+from qtwist.queue.socket_path import SocketPath
 from qtwist.serving import DrainingFactory
 from qtwist.wire.pipelined import MARK
 from qtwist.wire.qmqp import QMQPServer
@@ -43,7 +44,6 @@ CONNECTIONS = 200
 CONNECTIONS_PER_USER = 150
 BACKLOG = 1024
 
-_PATH_LIMIT = 107  # sun_path holds 108 octets, with a NUL
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 
 
@@ -179,16 +179,14 @@ class DoorPlace:
         self._name = name
         self._mode = mode
         self._directory = directory
-        self._holder = -1
+        self._socket: SocketPath | None = None
 
     def listen(self, reactor: Any, factory: Any) -> IListeningPort:
         """Open the door. OSError or CannotListenError when that cannot be; FileExistsError when somebody is there."""
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._directory, 0o755)
-        address = self.path
-        if len(os.fsencode(address)) > _PATH_LIMIT:
-            self._holder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            address = f"/proc/self/fd/{self._holder}/{self._name}"
+        self._socket = SocketPath(self._directory, self._name)
+        address = self._socket.address
         self._remove_stale(address)
         port: IListeningPort = reactor.listenUNIX(address, factory, backlog=BACKLOG, mode=self._mode)
         factory.port = port
@@ -196,9 +194,8 @@ class DoorPlace:
 
     def close(self) -> None:
         """After the port has been closed."""
-        if self._holder != -1:
-            os.close(self._holder)
-            self._holder = -1
+        if self._socket is not None:
+            self._socket.close()
 
     def _remove_stale(self, address: str) -> None:
         """Remove the socket of a daemon that is dead. FileExistsError when it lives, or when it is no socket."""

@@ -17,10 +17,10 @@ from qtwist.mail.envelope import Envelope, Origin
 from qtwist.queue.client import BROKE_OFF, NO_NETWORK, QueueRefused, read_answer
 from qtwist.queue.incoming import MEMORY_LIMIT
 from qtwist.queue.pipelining import PipelinedDoor
+from qtwist.queue.socket_path import SocketPath
 from qtwist.wire.netstring import encode
 from qtwist.writing import write
 
-_PATH_LIMIT = 107  # sun_path holds 108 octets, with a NUL
 _ANSWER_LIMIT = 10_000
 
 
@@ -225,17 +225,13 @@ class DoorQueue:
     def __init__(self, home: str, reactor: Any) -> None:
         self._directory = os.path.join(home, "run")
         self._reactor = reactor
-        self._holder = -1
         self._open: set[_DoorMessage | _Message] = set()
         self._stopped: Deferred[None] | None = None
 
     def start(self) -> None:
         """As FileQueue has it; once. OSError when there is no HOME/run."""
-        self._path = os.path.join(self._directory, "queue")
-        if len(os.fsencode(self._path)) > _PATH_LIMIT:
-            self._holder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._path = f"/proc/self/fd/{self._holder}/queue"
-        self._door = PipelinedDoor(self._path, self._reactor)
+        self._socket = SocketPath(self._directory, "queue")
+        self._door = PipelinedDoor(self._socket.address, self._reactor)
 
     def stop(self) -> Deferred[None]:
         """Fires when every message that was begun has been answered or aborted."""
@@ -252,7 +248,7 @@ class DoorQueue:
     def _connect(self) -> _DoorMessage:
         message = _DoorMessage(self._message_ended)
         self._open.add(message)
-        self._reactor.connectUNIX(self._path, _Connector(message))
+        self._reactor.connectUNIX(self._socket.address, _Connector(message))
         return message
 
     def _message_ended(self, message: _DoorMessage | _Message) -> None:
@@ -262,7 +258,5 @@ class DoorQueue:
     def _check_stopped(self) -> None:
         if self._stopped is not None and not self._open and not self._stopped.called:
             self._door.close()
-            if self._holder != -1:
-                os.close(self._holder)
-                self._holder = -1
+            self._socket.close()
             self._stopped.callback(None)

@@ -179,6 +179,8 @@ class RequestProtocol(Protocol):
     def _tick(self) -> None:
         now = self.factory.clock.seconds()
         self._timer = None
+        # The clock may have been set back; then nobody knows how long it was.
+        self._last, self._begun = min(self._last, now), min(self._begun, now)
         due = min(self._last + self.silence, self._begun + self.lifetime)
         if self._committing or self._disk_is_behind:
             due = max(due, now + 1)  # it is we who are slow

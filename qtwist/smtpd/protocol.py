@@ -151,7 +151,9 @@ class SMTPProtocol(Logins, Fronting, TurningConnection, TLSConnection, PolicyCon
         """The timer has run out: was the client really silent for so long?"""
         clock = self.factory.clock
         now = clock.seconds()
-        left = min(self._timeout, self._last + self._timeout - now)  # the clock may have been set back
+        # The clock may have been set back; then nobody knows how long it was.
+        self._last, self._without_message = min(self._last, now), min(self._without_message, now)
+        left = self._last + self._timeout - now
         # While a message comes, its octets keep that away; small chunks of BDAT, each with its answer, do not.
         left = min(left, self._without_message + PATIENCE * self._timeout - now)
         if left <= 0:

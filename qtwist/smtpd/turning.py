@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from qtwist.control import ControlError
 from qtwist.policy.relay import network
+from qtwist.queue.socket_path import SocketPath
 from qtwist.wire.netstring import encode
 from qtwist.wire.smtp_server import Etrn, Reply, SMTPServer
 
@@ -32,7 +33,6 @@ NOT_YOURS = Reply(459, b"the mail of that domain is not for you (#4.7.1)")
 NOT_NOW = Reply(458, b"the queue cannot be asked now (#4.3.0)")
 
 _ANSWER_LIMIT = 1000
-_PATH_LIMIT = 107  # sun_path holds 108 octets, with a NUL
 
 
 @attrs.frozen
@@ -108,22 +108,18 @@ def ask(reactor: Any, home: str, domain: bytes) -> Deferred[int]:
     from the queue manager of `home`."""
     answer: Deferred[int] = Deferred(lambda _: connector.disconnect())
     question = _Question({"op": "flush", "domain": domain.decode("ascii")}, answer)
-    directory = os.path.join(home, "run")
-    path = os.path.join(directory, "control")
-    if len(os.fsencode(path)) > _PATH_LIMIT:
-        try:
-            holder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return fail()
-        path = f"/proc/self/fd/{holder}/control"
-        answer.addBoth(_closing, holder)
-    connector = reactor.connectUNIX(path, _Asking(question))
+    try:
+        path = SocketPath(os.path.join(home, "run"), "control")
+    except OSError:
+        return fail()
+
+    def ended(outcome: int | Failure) -> int | Failure:
+        path.close()
+        return outcome
+
+    answer.addBoth(ended)
+    connector = reactor.connectUNIX(path.address, _Asking(question))
     return answer
-
-
-def _closing(outcome: Any, holder: int) -> Any:
-    os.close(holder)
-    return outcome
 
 
 class TurningConnection:

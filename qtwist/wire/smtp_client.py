@@ -257,7 +257,7 @@ class SMTPClient:
     def most_transactions(self) -> int | None:
         """How many messages the server takes over one connection (LIMITS MAILMAX, RFC 9422 §3); None: it does not tell.
 
-        RCPTMAX and RCPTDOMAINMAX say nothing to us whose transactions have one recipient.
+        RCPTMAX and RCPTDOMAINMAX are not looked at: whom a server refuses for their number is tried alone.
         """
         match = _MAILMAX.search(self._extensions.get(b"LIMITS", b""))
         return None if match is None else int(match[1])

@@ -120,7 +120,19 @@ class Overload(FaultCase):
         self.wait_empty_queue()
 
 
-class Recipients(FaultCase):
+class QueueCase(FaultCase):
+    def queued_recipients(self, channel: str) -> int:
+        """How many recipients the files of a channel have."""
+        folder = os.path.join(self.home, "queue", channel)
+        found = 0
+        for split in os.listdir(folder):
+            for name in os.listdir(os.path.join(folder, split)):
+                with open(os.path.join(folder, split, name), "rb") as file:
+                    found += file.read().count(b"\0")
+        return found
+
+
+class Recipients(QueueCase):
     """Ten thousand recipients of one message are taken, as by qmail; one more is refused."""
 
     control = {"concurrencylocal": "0\n", "concurrencyremote": "0\n"}
@@ -128,16 +140,6 @@ class Recipients(FaultCase):
 
     def addresses(self, count: int) -> list[str]:
         return [f"{self.user}-{number}@{ME}" for number in range(count)]
-
-    def queued_recipients(self) -> int:
-        """How many lines queue/local has."""
-        folder = os.path.join(self.home, "queue", "local")
-        found = 0
-        for split in os.listdir(folder):
-            for name in os.listdir(os.path.join(folder, split)):
-                with open(os.path.join(folder, split, name), "rb") as file:
-                    found += file.read().count(b"\0")
-        return found
 
     def test_smtp(self) -> None:
         """§16.1: control/maxrecipients is 10,000; the next gets 452, and the message goes to the others."""
@@ -153,7 +155,7 @@ class Recipients(FaultCase):
             self.assertEqual((codes.count(250), codes[-1]), (self.count, 452))
             self.assertEqual(client.data("x\n")[0], 250)
         daemon.log.wait("info msg")
-        wait_until("all recipients", lambda: self.queued_recipients() == self.count)
+        wait_until("all recipients", lambda: self.queued_recipients("local") == self.count)
         self.assertEqual(daemon.stop(), 0)
 
     def test_qmtp_and_qmqp(self) -> None:
@@ -169,11 +171,11 @@ class Recipients(FaultCase):
         answer = talk(ports["qmqp"], encode(encode(b"x\n") + encode(b"joe@client.test") + addresses))
         self.assertRegex(answer, rb"^\d+:Kok ")
         daemon.log.wait("info msg", 2)
-        wait_until("all recipients", lambda: self.queued_recipients() == 2 * self.count)
+        wait_until("all recipients", lambda: self.queued_recipients("local") == 2 * self.count)
         self.assertEqual(daemon.stop(), 0)
 
 
-class DotQmail(FaultCase):
+class DotQmail(QueueCase):
     def test_ten_thousand_forwards(self) -> None:
         """§13.3: they are one message with ten thousand recipients."""
         self.write_control("concurrencyremote", "0\n")
@@ -182,17 +184,7 @@ class DotQmail(FaultCase):
         self.assertEqual(self.answer(f"{self.user}-all@{ME}"), 250)
         daemon.log.wait("success: did_0\\+10000\\+0/qp_")
         daemon.log.wait("info msg", 2)
-        folder = os.path.join(self.home, "queue", "remote")
-
-        def recipients() -> int:
-            found = 0
-            for split in os.listdir(folder):
-                for name in os.listdir(os.path.join(folder, split)):
-                    with open(os.path.join(folder, split, name), "rb") as file:
-                        found += file.read().count(b"@far.test\0")
-            return found
-
-        wait_until("ten thousand recipients", lambda: recipients() == 10_000)
+        wait_until("ten thousand recipients", lambda: self.queued_recipients("remote") == 10_000)
         self.assertEqual(daemon.stop(), 0)
 
     def test_loop_over_two_accounts(self) -> None:

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from qtwist.queue.commit import GroupCommitter
 from qtwist.queue.journal import Journal, Record
@@ -28,7 +27,6 @@ from tests.sim.disk import Crash
 LIMITS = {"queue": 4, "mark": 1, "commit": 1, "journal": 1, "local": 10}
 
 
-@implementer(IReactorFromThreads)
 class SimulatedReactor(Clock):
     """A clock, and calls that wait for their turn."""
 
