@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.wire.dot_stuffing import DotStuffer
-from qtwist.wire.smtp_server import Connect, Data, EndOfMessage, Event, Mail, SMTPServer
+from qtwist.wire.smtp_events import Connect, Data, EndOfMessage, Event, Mail
+from qtwist.wire.smtp_server import SMTPServer
 
 ENDINGS = (
     b"\n.\n",

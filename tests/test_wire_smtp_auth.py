@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from qtwist.wire.sasl import Channel, Proof, SaltWanted, Secret
 from qtwist.wire.sasl_mechanisms import Claimed, Confirmed
-from qtwist.wire.smtp_server import Connect, Event, Helo, Limits, Mail, Reply, SMTPServer
+from qtwist.wire.smtp_events import Connect, Event, Helo, Mail
+from qtwist.wire.smtp_reply import Reply
+from qtwist.wire.smtp_server import Limits, SMTPServer
 from tests.scram_client import ScramClient
 from tests.test_wire_scram import KEYS, SALT
 from tests.test_wire_smtp_server import QUESTIONS, Transcript

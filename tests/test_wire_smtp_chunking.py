@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.wire.smtp_body import BodyDecoder, ChunkDecoder
-from qtwist.wire.smtp_server import Chunk, Data, EndOfMessage, Event, Limits, Mail, Reply, Reset, SMTPServer
+from qtwist.wire.smtp_events import Chunk, Data, EndOfMessage, Event, Mail, Reset
+from qtwist.wire.smtp_reply import Reply
+from qtwist.wire.smtp_server import Limits, SMTPServer
 from tests.test_smuggling import ENDINGS, SMUGGLED
 from tests.test_wire_smtp_server import drive, joined, stored
 

@@ -11,22 +11,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.wire.sasl_mechanisms import Claimed
 from qtwist.wire.smtp_body import BodyDecoder, HopCounter
-from qtwist.wire.smtp_server import (
-    Chunk,
-    Connect,
-    Data,
-    EndOfMessage,
-    Event,
-    Helo,
-    Limits,
-    Mail,
-    Quit,
-    Rcpt,
-    Reply,
-    Reset,
-    SMTPServer,
-    StartTLS,
-)
+from qtwist.wire.smtp_events import Chunk, Connect, Data, EndOfMessage, Event, Helo, Mail, Quit, Rcpt, Reset, StartTLS
+from qtwist.wire.smtp_reply import Reply
+from qtwist.wire.smtp_server import Limits, SMTPServer
 
 QUESTIONS = (Connect, Helo, StartTLS, Mail, Rcpt, Data, EndOfMessage)
 

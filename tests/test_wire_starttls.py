@@ -10,7 +10,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from qtwist.wire import pop3_server, smtp_client
 from qtwist.wire.pop3_server import POP3Server
 from qtwist.wire.smtp_client import Broken, NoTLS, Ready, Refused, SMTPClient, Stage
-from qtwist.wire.smtp_server import Connect, Helo, Reply, SMTPServer, StartTLS
+from qtwist.wire.smtp_events import Connect, Helo, StartTLS
+from qtwist.wire.smtp_reply import Reply
+from qtwist.wire.smtp_server import SMTPServer
 from tests.test_wire_smtp_server import Transcript
 
 

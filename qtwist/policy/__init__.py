@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from qtwist.policy.base import Policy, accept, refuse
 from qtwist.policy.session import ReceivedMessage, Session
-from qtwist.wire.smtp_server import Reply
+from qtwist.wire.smtp_reply import Reply
 
 __all__ = ["Policy", "ReceivedMessage", "Reply", "Session", "accept", "refuse"]

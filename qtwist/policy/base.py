@@ -9,7 +9,7 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from qtwist.mail.address import Address
-from qtwist.wire.smtp_server import Reply
+from qtwist.wire.smtp_reply import Reply
 
 if TYPE_CHECKING:
     from qtwist.control import Control

@@ -15,7 +15,7 @@ from zope.interface import implementer
 from qtwist.interfaces import IIncomingMessage
 from qtwist.mail.address import Address
 from qtwist.policy.base import Drop, Opinion, Refusal, consult
-from qtwist.wire.smtp_server import Reply
+from qtwist.wire.smtp_reply import Reply
 from qtwist.writing import write
 
 if TYPE_CHECKING:

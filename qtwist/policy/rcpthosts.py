@@ -21,7 +21,7 @@ from qtwist.mail.rewriting import Rewriter
 from qtwist.policy.base import Opinion, Policy
 from qtwist.policy.session import Session
 from qtwist.policy.watched import Watched
-from qtwist.wire.smtp_server import Reply
+from qtwist.wire.smtp_reply import Reply
 
 if TYPE_CHECKING:
     from qtwist.control import Control

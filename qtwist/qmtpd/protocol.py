@@ -21,7 +21,8 @@ from qtwist.policy.connection import HeaderShown, PolicyConnection, leading_numb
 from qtwist.policy.session import ReceivedMessage
 from qtwist.wire import qmtp_server as wire
 from qtwist.wire.qmtp_server import Package, QMTPServer
-from qtwist.wire.smtp_server import MAX_HOPS, Reply
+from qtwist.wire.smtp_reply import Reply
+from qtwist.wire.smtp_server import MAX_HOPS
 
 if TYPE_CHECKING:
     from qtwist.qmtpd.factory import QMTPFactory

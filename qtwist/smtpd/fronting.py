@@ -11,7 +11,8 @@ from twisted.logger import Logger
 from qtwist.policy.connection import show
 from qtwist.proxying import ClaimedAddresses
 from qtwist.wire.proxy_protocol import Proxied
-from qtwist.wire.smtp_server import SMTPServer, XClient
+from qtwist.wire.smtp_events import XClient
+from qtwist.wire.smtp_server import SMTPServer
 
 if TYPE_CHECKING:
     from qtwist.policy.session import Session

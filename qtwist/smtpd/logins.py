@@ -21,7 +21,8 @@ from qtwist.policy.session import is_local
 from qtwist.tls.binding import channel_bindings
 from qtwist.wire.sasl import Channel, SaltWanted
 from qtwist.wire.sasl_mechanisms import SCRAM, Claimed, Confirmed, offered
-from qtwist.wire.smtp_server import Reply, SMTPServer
+from qtwist.wire.smtp_reply import Reply
+from qtwist.wire.smtp_server import SMTPServer
 
 if TYPE_CHECKING:
     from qtwist.policy.session import Session

@@ -23,8 +23,9 @@ from qtwist.smtpd.logins import Logins
 from qtwist.smtpd.turning import TurningConnection
 from qtwist.tls.info import TLSInfo
 from qtwist.tls.serving import TLSConnection
-from qtwist.wire import smtp_server as wire
-from qtwist.wire.smtp_server import Limits, Reply, SMTPServer
+from qtwist.wire import smtp_events as wire
+from qtwist.wire.smtp_reply import Reply
+from qtwist.wire.smtp_server import Limits, SMTPServer
 
 if TYPE_CHECKING:
     from qtwist.smtpd.factory import SMTPFactory

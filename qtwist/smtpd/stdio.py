@@ -19,8 +19,9 @@ from qtwist.policy.rcpthosts import RcptHosts
 from qtwist.policy.session import Session
 from qtwist.queue.client import QueueRefused, submit
 from qtwist.smtpd.settings import Settings, read_settings
-from qtwist.wire import smtp_server as wire
-from qtwist.wire.smtp_server import Limits, Reply, SMTPServer
+from qtwist.wire import smtp_events as wire
+from qtwist.wire.smtp_reply import Reply
+from qtwist.wire.smtp_server import Limits, SMTPServer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping

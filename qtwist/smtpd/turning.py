@@ -20,7 +20,9 @@ from qtwist.control import ControlError
 from qtwist.policy.relay import network
 from qtwist.queue.socket_path import SocketPath
 from qtwist.wire.netstring import encode
-from qtwist.wire.smtp_server import Etrn, Reply, SMTPServer
+from qtwist.wire.smtp_events import Etrn
+from qtwist.wire.smtp_reply import Reply
+from qtwist.wire.smtp_server import SMTPServer
 
 if TYPE_CHECKING:
     from qtwist.control import Control

@@ -17,7 +17,7 @@ from qtwist.policy.base import Answer, Opinion, Policy
 from qtwist.policy.connection import show
 from qtwist.policy.session import ReceivedMessage, Session
 from qtwist.policy.watched import Watched
-from qtwist.wire.smtp_server import Reply
+from qtwist.wire.smtp_reply import Reply
 
 if TYPE_CHECKING:
     from qtwist.control import Control

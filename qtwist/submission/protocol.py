@@ -12,8 +12,8 @@ from qtwist.files.cdb import CDBError
 from qtwist.inject.submitted import HeaderTooLong, Submitted, completed
 from qtwist.mail.address import Address
 from qtwist.smtpd.protocol import SMTPProtocol
-from qtwist.wire import smtp_server as wire
-from qtwist.wire.smtp_server import Reply
+from qtwist.wire import smtp_events as wire
+from qtwist.wire.smtp_reply import Reply
 
 if TYPE_CHECKING:
     from qtwist.submission.factory import SubmissionFactory

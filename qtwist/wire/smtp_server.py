@@ -1,10 +1,11 @@
 """The server's side of SMTP as a state machine without I/O (spec/qmail.md §2.10, §16; RFC 5321, 1870, 2920, 3030,
 3207, 6152).
 
-Bytes go in by :meth:`SMTPServer.receive`, events come out of :meth:`SMTPServer.next_event`, bytes for the client out of
-:meth:`SMTPServer.data_to_send`. Connect, Helo, StartTLS, XClient, Etrn, Mail, Rcpt, Data and EndOfMessage are
-questions: after one of them the machine looks at no further input until :meth:`~SMTPServer.accept` or
-:meth:`~SMTPServer.reply` has answered it. So answers are in order under pipelining, however late one of them comes.
+Bytes go in by :meth:`SMTPServer.receive`, events (:mod:`qtwist.wire.smtp_events`) come out of
+:meth:`SMTPServer.next_event`, bytes for the client out of :meth:`SMTPServer.data_to_send`. Connect, Helo, StartTLS,
+XClient, Etrn, Mail, Rcpt, Data and EndOfMessage are questions: after one of them the machine looks at no further input
+until :meth:`~SMTPServer.accept` or :meth:`~SMTPServer.reply` has answered it. So answers are in order under pipelining,
+however late one of them comes.
 AUTH has questions of its own (:mod:`qtwist.wire.sasl_mechanisms`). Everything else it answers itself.
 
 The invariant: any bytes are parsed or answered with an error reply; nothing else happens.
@@ -14,7 +15,6 @@ It must not know sockets, Deferreds, files, clocks or who may do what.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,16 +22,22 @@ import attrs
 
 from qtwist.mail.address import parse_path
 from qtwist.wire import sasl
-from qtwist.wire.sasl import SaltWanted
 from qtwist.wire.sasl_mechanisms import FOREIGN, Authenticating, Claimed, Confirmed, E
 from qtwist.wire.smtp_body import BodyDecoder, ChunkDecoder, HopCounter
 from qtwist.wire.smtp_chunking import BINARYMIME, CHUNKING, Chunk, Chunking, Data
-from qtwist.wire.smtp_etrn import Etrn, Turning
+from qtwist.wire.smtp_etrn import Turning
+from qtwist.wire.smtp_events import Connect, EndOfMessage, Event, Helo, Mail, Quit, Rcpt, Reset, StartTLS
+from qtwist.wire.smtp_parameters import (
+    MAIL_CHECKS,
+    BadParameter,
+    Check,
+    check_any_body,
+    check_mailbox,
+    check_parameters,
+    split_parameters,
+)
 from qtwist.wire.smtp_reply import Reply
 from qtwist.wire.xclient import ATTRIBUTES, Fronted, XClient
-
-# What others take from here although it is written elsewhere.
-__all__ = ["Chunk", "Data", "Etrn", "Reply", "SMTPServer", "XClient"]
 
 MAX_LINE = 2048  # octets of a command line before its LF
 MAX_AUTH_LINE = sasl.LONGEST_LINE + 1  # the same of a client's response in AUTH, its CR included
@@ -54,82 +60,6 @@ class Limits:
     logins: int = 5
 
 
-@attrs.frozen
-class Connect:
-    """A question: does the connection get its greeting?"""
-
-
-@attrs.frozen
-class Helo:
-    """A question: HELO, or EHLO when `extended`. Whatever the answer, the transaction is reset."""
-
-    name: bytes
-    extended: bool
-
-
-@attrs.frozen
-class StartTLS:
-    """A question: does TLS begin? Yes (:meth:`SMTPServer.accept`) is answered 220; then the shell sends what there is
-    to send and starts TLS at once: the machine has forgotten greeting and transaction, and what it is given next
-    must have come through TLS (RFC 3207 §4.2)."""
-
-
-@attrs.frozen
-class Mail:
-    """A question: a transaction begins. `params` maps upper-case ESMTP keywords to their values."""
-
-    address: bytes
-    params: dict[bytes, bytes]
-
-
-@attrs.frozen
-class Rcpt:
-    """A question: may the message go to this recipient?"""
-
-    address: bytes
-    params: dict[bytes, bytes]
-
-
-@attrs.frozen
-class Reset:
-    """The client gave RSET, which is already answered."""
-
-
-@attrs.frozen
-class EndOfMessage:
-    """A question: is the message taken? `size` counts its octets, `hops` its Received and Delivered lines.
-
-    When `refusal` is set the message must be thrown away, and `refusal` is what to answer.
-    """
-
-    size: int
-    hops: int
-    refusal: Reply | None
-
-
-@attrs.frozen
-class Quit:
-    """The client gave QUIT, which is already answered."""
-
-
-Event = (
-    Connect
-    | Helo
-    | StartTLS
-    | XClient
-    | Etrn
-    | SaltWanted
-    | Claimed
-    | Confirmed
-    | Mail
-    | Rcpt
-    | Reset
-    | Data
-    | Chunk
-    | EndOfMessage
-    | Quit
-)
-
 _BARE = Reply(554, b"bare LF, bare CR or NUL in the message: line ends are CRLF (RFC 5321 section 2.3.8) (#5.6.0)")
 _NOT_CONVERTIBLE = Reply(554, b"the parts of the message cannot be told apart, so it cannot be converted (#5.6.1)")
 _HOPS = Reply(554, b"this message has passed through too many hosts, it is looping (#5.4.6)")
@@ -140,9 +70,6 @@ _UNIMPLEMENTED = (502, b"unimplemented (#5.5.1)")
 _WRONG_LOGIN = 535
 
 ENHANCED = b"ENHANCEDSTATUSCODES"  # RFC 2034
-
-#: What MAIL says of the sender by RFC 4954 §5. Nobody here is trusted to say it, so that it is not kept.
-_AUTH_PARAMETER = re.compile(rb"<>|(?:[!-*,-<>-~]|\+[0-9A-F]{2}){1,500}")
 
 _SASL_REPLIES = {  # RFC 4954 §4, §6
     sasl.CANCELLED: (501, b"cancelled (#5.7.0)"),
@@ -522,26 +449,33 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
         if parsed is None:
             return None
         address, params = parsed
-        body = params.get(b"BODY", b"8BITMIME").upper()
-        if body not in (b"7BIT", b"8BITMIME") and not (body == BINARYMIME and self._takes_binary):
-            self._error(501, b"BODY is none that EHLO has announced (#5.5.4)")
+        if params and not self._good(params, self._mail_checks()):
             return None
-        size = params.get(b"SIZE", b"0")
-        if not (size.isdigit() and len(size) <= 20):  # RFC 1870 section 4: 1 to 20 digits
-            self._error(501, b"SIZE is a number (#5.5.4)")
-            return None
-        if self.mechanisms and not _AUTH_PARAMETER.fullmatch(params.pop(b"AUTH", b"<>")):
-            self._error(501, b"AUTH is <> or a mailbox as xtext (#5.5.4)")
-            return None
-        if params.keys() - {b"BODY", b"SIZE"}:
-            self._error(555, b"unknown parameter (#5.5.4)")
-            return None
+        params.pop(b"AUTH", None)  # nobody here is trusted to say who the sender is
         self._forget()
-        if self.databytes and int(size) > self.databytes:
+        if self.databytes and int(params.get(b"SIZE", b"0")) > self.databytes:
             self._send(_TOO_BIG)
             return None
-        self._binary = body == BINARYMIME
+        self._binary = params.get(b"BODY", b"").upper() == BINARYMIME
         return self._ask(Mail(address, params))
+
+    def _mail_checks(self) -> dict[bytes, Check]:
+        """What MAIL may have on this connection."""
+        checks = dict(MAIL_CHECKS)
+        if self._takes_binary:
+            checks[b"BODY"] = check_any_body
+        if self.mechanisms:
+            checks[b"AUTH"] = check_mailbox
+        return checks
+
+    def _good(self, params: dict[bytes, bytes], checks: dict[bytes, Check]) -> bool:
+        """Whether `checks` let `params` pass; the client has got an error else."""
+        try:
+            check_parameters(params, checks)
+        except BadParameter as bad:
+            self._error(bad.code, bad.text)
+            return False
+        return True
 
     def _rcpt(self, argument: bytes) -> Event | None:
         if not self._has_sender:
@@ -553,8 +487,8 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
         address, params = parsed
         if not address:
             self._error(501, b"a recipient is needed (#5.1.3)")
-        elif params:
-            self._error(555, b"unknown parameter (#5.5.4)")
+        elif params and not self._good(params, {}):
+            pass
         elif self._recipients >= self._limits.recipients:
             self._send(Reply(452, b"too many recipients for one message (#4.5.3)"))
         else:
@@ -604,15 +538,11 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
             # It would come out again in other servers' SMTP dialogues and header lines.
             self._error(501, b"a CR cannot be part of an address (#5.1.3)")
             return None
-        params: dict[bytes, bytes] = {}
-        for word in rest.split():
-            keyword, _, value = word.partition(b"=")
-            keyword = keyword.upper()
-            if keyword in params:
-                self._error(501, b"a parameter was given twice (#5.5.4)")
-                return None
-            params[keyword] = value
-        return address, params
+        try:
+            return address, split_parameters(rest)
+        except BadParameter as bad:
+            self._error(bad.code, bad.text)
+            return None
 
     def _data(self, argument: bytes) -> Event | None:
         if not self._has_sender:

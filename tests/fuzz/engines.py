@@ -22,7 +22,8 @@ from qtwist.wire.sasl import SaltWanted
 from qtwist.wire.sasl_mechanisms import MECHANISMS, Authenticating, Claimed, Confirmed
 from qtwist.wire.smtp_body import BodyDecoder
 from qtwist.wire.smtp_client import SMTPClient, Transaction
-from qtwist.wire.smtp_server import Reply, SMTPServer
+from qtwist.wire.smtp_reply import Reply
+from qtwist.wire.smtp_server import SMTPServer
 
 _SMTP_REPLIES = re.compile(rb"(?:[2-5][0-9][0-9][ -][^\r\n\0]*\r\n)*")
 _SMTP_COMMANDS = re.compile(rb"(?:[^\r\n\0]*\r\n)*")
