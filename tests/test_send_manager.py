@@ -166,6 +166,17 @@ class LifeOfAMessage(ManagerCase):
         self.assertTrue(head.endswith(b"<nobody@here.test>:\nNo such mailbox. (#5.1.1)\n\n"), head)
         self.assertEqual(copy, b"Return-Path: <ann@far.test>\nSubject: hi\n\nbody\n")
 
+    def test_a_bounce_of_mail_that_demands_tls(self) -> None:
+        """RFC 8689 §5: the notice demands it too, and has the header of the message only."""
+        self.local.answers[b"nobody@here.test"] = Report.failure(b"no\n")
+        self.start()
+        received = b"Received: from a (192.0.2.1)\n  by b with ESMTPS (X encrypted, REQUIRETLS); 1 Jan 2026\n"
+        number = self.queue.send(b"ann@far.test", b"nobody@here.test", data=received + b"Subject: hi\n\nbody\n")
+        self.go()
+        self.assertEqual(self.queue.origins[number + 1].how, b"for bounce, REQUIRETLS")
+        _, text = self.queue.accepted[1]
+        self.assertTrue(text.endswith(b"Return-Path: <ann@far.test>\n" + received + b"Subject: hi\n"), text)
+
     def test_empty_bounce(self) -> None:
         """A bounce file without a paragraph, as a crash may leave it, is removed; nobody gets a notice of nothing."""
         self.local.answers[b"joe@here.test"] = Report.success()

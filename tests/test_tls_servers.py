@@ -19,6 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
 from qtwist.control import Control
+from qtwist.mail.require_tls import demands_tls
 from qtwist.policy import Policy
 from qtwist.serving import ImplicitTLSFactory
 from qtwist.smtpd.factory import SMTPFactory
@@ -189,6 +190,30 @@ class SMTPTests(TestCase):
         self.assertNotIn(b"STARTTLS", reply)
         self.assertIn(b"PIPELINING", reply)
         self.assertEqual((await deferToThread(client.say, b"QUIT"))[0], b"221 2.0.0 mx.test\r\n")
+
+    async def test_require_tls(self) -> None:
+        """RFC 8689 §4.1: offered through TLS only; the Received line keeps that it was asked for, of this message."""
+        clear = await self.client()
+        await deferToThread(clear.reply)
+        refused = await deferToThread(clear.say, b"EHLO a", b"MAIL FROM:<a@b.test> REQUIRETLS")
+        self.assertNotIn(b"REQUIRETLS", refused[0])
+        self.assertEqual(refused[1], b"555 5.5.4 unknown parameter\r\n")
+        client = await self.client()
+        await deferToThread(client.start_tls)
+        rest = (b"RCPT TO:<joe@mx.test>", b"DATA", b"Subject: x\r\n\r\n.")
+        replies = await deferToThread(
+            client.say,
+            b"EHLO a",
+            b"MAIL FROM:<a@b.test> REQUIRETLS=yes",
+            b"MAIL FROM:<a@b.test> requiretls",
+            *rest,
+            b"MAIL FROM:<a@b.test>",
+            *rest,
+        )
+        self.assertIn(b"250-REQUIRETLS\r\n", replies[0].replace(b"250 ", b"250-"))
+        self.assertEqual([reply[:3] for reply in replies[1:]], [b"501", *[b"250", b"250", b"354", b"250"] * 2])
+        heads = [message.data.partition(b"\n\n")[0] + b"\n\n" for message in self.queue.messages]
+        self.assertEqual([demands_tls(head) for head in heads], [True, False])
 
     async def test_many_answers_before(self) -> None:
         """Answers that the client has not yet taken when TLS begins stay in the clear, and it begins all the same."""

@@ -51,7 +51,8 @@ class SMTPTests(Transcript):
             S: 250-8BITMIME
             S: 250-ENHANCEDSTATUSCODES
             S: 250-LIMITS RCPTMAX=10000
-            S: 250 SIZE
+            S: 250-SIZE
+            S: 250 REQUIRETLS
             C: STARTTLS
             S: 503 5.5.1 TLS has begun already
             """,

@@ -33,8 +33,8 @@ class Origin:
         return cls(uid, b"from network")
 
     @classmethod
-    def bounce(cls, uid: int) -> Origin:
-        return cls(uid, b"for bounce")
+    def bounce(cls, uid: int, mark: bytes = b"") -> Origin:
+        return cls(uid, b"for bounce" + mark)
 
     @classmethod
     def user(cls, uid: int) -> Origin:

@@ -11,6 +11,7 @@ import attrs
 
 from qtwist.mail.address import Address, sanitise_received
 from qtwist.mail.received import server_received
+from qtwist.mail.require_tls import MARK
 from qtwist.tls.info import TLSInfo
 
 
@@ -61,6 +62,7 @@ class Session:
     sender: Address | None = None
     authors: list[bytes] = attrs.field(factory=list)  # of From; for the `message` hook, in submission
     relay_certificate: bytes = b""  # the address in the client's certificate that gave it RELAYCLIENT
+    require_tls: bool = False  # MAIL came with REQUIRETLS (RFC 8689)
     declared_size: int = 0  # octets, from SIZE= of MAIL; 0 when not given
     recipients: list[Address] = attrs.field(factory=list)
     heard: int = 0  # octets that the client has sent
@@ -107,7 +109,9 @@ class Session:
 
     def _encrypted(self, tls: TLSInfo) -> bytes:
         certificate = sanitise_received(self.relay_certificate)
-        return b" (%s encrypted)%s" % (tls.cipher.encode(), b" (cert %s)" % certificate if certificate else b"")
+        mark = MARK if self.require_tls else b""
+        shown = b" (cert %s)" % certificate if certificate else b""
+        return b" (%s encrypted%s)%s" % (tls.cipher.encode(), mark, shown)
 
     def encrypted(self, tls: TLSInfo) -> None:
         """From here on the connection is encrypted: what the client said of itself before is void (RFC 3207 §4.2)."""
@@ -119,6 +123,7 @@ class Session:
     def forget_transaction(self) -> None:
         self.sender = None
         self.declared_size = 0
+        self.require_tls = False
         self.recipients = []
 
 

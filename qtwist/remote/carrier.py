@@ -33,7 +33,17 @@ from qtwist.remote.tlsseen import SeenTLS
 from qtwist.tls import dane
 from qtwist.tls.clients import NO_TLS, ClientTLS, Demand
 from qtwist.wire.sasl_client import Login
-from qtwist.wire.smtp_client import Broken, Finished, NoLogin, RecipientResult, Refused, Stage, TooLarge, Transaction
+from qtwist.wire.smtp_client import (
+    Broken,
+    Finished,
+    NoLogin,
+    NoRequireTLS,
+    RecipientResult,
+    Refused,
+    Stage,
+    TooLarge,
+    Transaction,
+)
 
 MAX_SESSIONS = 5
 """Servers that may refuse a session, or let it die, before the delivery is put off: each may take its full timeout."""
@@ -54,6 +64,7 @@ VERIFIED = 2
 
 AUTH_TLS = "control/authsenderstls"
 BY_DANE = "the TLSA records of "
+BY_SENDER = "the sender (REQUIRETLS)"
 BY_STS = "the MTA-STS policy of "
 SEEN = "the good certificate that the domain had before (control/tlsmemory)"
 
@@ -116,12 +127,15 @@ class Carrier:
         domain: bytes = b"",
         demanded_by: str = "",
         login: Login | None = None,
+        waived: bool = False,
     ) -> Sequence[Report | None]:
         """The reports for the recipients of `transaction`; None for one that has to be tried alone, as what happened is
         not about it. One that is alone, and then is that of `package`, too, has a report. `domain` is what `hosts` are
         for, and `demanded_by` says who demands good certificates of them, if anybody does. ControlError when what
         control files say of TLS is of no use. With a `login`, `hosts` are asked for nothing before they have taken it,
         and are not asked for QMTP.
+
+        With `waived`, the sender thinks that TLS matters little: what domains had before is not demanded (RFC 8689 §5).
 
         `qmtp_port` is where all `hosts` are asked to speak QMTP first; without it, those that their preference tells
         of are, on the port of QMTP. Where nobody answers there, SMTP is spoken on `port`; once a connection for QMTP
@@ -130,16 +144,18 @@ class Carrier:
         keyed = [
             (host.preference, Key(host.address, port, terms.helohost, demand, login))
             for host in hosts
-            for demand in (self._demand(host, port, terms, domain, demanded_by, login),)
+            for demand in (self._demand(host, port, terms, domain, demanded_by, login, waived),)
         ]
         # Among equals, the one to which a connection is open; sorting is stable, so the order stays random else.
         keyed.sort(key=lambda pair: (pair[0], not self._pool.has(pair[1])))
         recipients = len(transaction.recipients)
-        report = reports.NO_CONNECTION
+        report: Report | None = None
+        lacking: Report | None = None  # of one that does not know REQUIRETLS: counts where no other may know it later
         sessions = 0
         for preference, key in keyed:
             by_qmtp = qmtp_port or (QMTP_PORT if is_qmtp_preference(preference) else None)
-            if by_qmtp is not None and package.fits and not key.demand.mandatory and login is None:
+            smtp_only = transaction.require_tls or key.demand.mandatory or login is not None
+            if by_qmtp is not None and package.fits and not smtp_only:
                 if recipients > 1:
                     return [None] * recipients
                 report_of_qmtp = await self._by_qmtp(key.address, by_qmtp, package, message, terms)
@@ -149,21 +165,27 @@ class Carrier:
                 connection.timeout = terms.timeoutremote
                 outcome = await connection.send(transaction, message)
                 if not outcome.stale:
-                    return _reports(key.address, transaction, outcome, connection)
-            begun = await self._begin(key, terms, domain)
-            if begun is None:
-                continue
-            connection, trouble = begun
-            if trouble is None:
-                return _reports(key.address, transaction, await connection.send(transaction, message), connection)
-            report = _session_report(key, trouble)
-            sessions += 1
-            if sessions == MAX_SESSIONS:
-                break
-        return [report] * recipients
+                    break
+            else:
+                begun = await self._begin(key, terms, domain)
+                if begun is None:
+                    report = report or reports.NO_CONNECTION
+                    continue
+                connection, trouble = begun
+                if trouble is not None:
+                    report = _session_report(key, trouble)
+                    sessions += 1
+                    if sessions == MAX_SESSIONS:
+                        break
+                    continue
+                outcome = await connection.send(transaction, message)
+            if not isinstance(outcome.end, NoRequireTLS):
+                return _reports(key.address, transaction, outcome, connection)
+            lacking = reports.no_require_tls(key.address)
+        return [report or lacking or reports.NO_CONNECTION] * recipients
 
     def _demand(
-        self, host: Host, port: int, terms: Terms, domain: bytes, demanded_by: str, login: Login | None
+        self, host: Host, port: int, terms: Terms, domain: bytes, demanded_by: str, login: Login | None, waived: bool
     ) -> Demand:
         """What is asked of TLS with `host`, to which mail for `domain` goes."""
         if self._tls is None:
@@ -182,7 +204,8 @@ class Carrier:
         if login is not None and terms.authtls and demand.wanted:
             verified = demand.verified or terms.authtls >= VERIFIED
             return attrs.evolve(demand, verified=verified, because=demand.because or AUTH_TLS)
-        if not demand.verified and demand.wanted and terms.tlsmemory and self._tls.seen.demands(domain):
+        remembers = terms.tlsmemory and not waived
+        if not demand.verified and demand.wanted and remembers and self._tls.seen.demands(domain):
             return attrs.evolve(demand, verified=True, because=SEEN)
         if not demand.mandatory and self._without_tls.get((host.address, port), 0) > self._clock.seconds():
             return NO_TLS
@@ -333,6 +356,7 @@ def _is_settled(recipient: RecipientResult | None, outcome: Outcome) -> bool:
 
 def _report(address: str, recipient: RecipientResult | None, outcome: Outcome, connection: Connection) -> Report:
     end = outcome.end
+    assert not isinstance(end, NoRequireTLS), "another server is asked"
     if isinstance(end, TooLarge):
         return reports.too_large(address, end.limit)
     if isinstance(end, Unreadable):

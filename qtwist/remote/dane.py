@@ -69,6 +69,11 @@ class DANE:
                 known.append(attrs.evolve(host, tlsa=records[name]))
         return tuple(known) or reports.no_tlsa(names[0])
 
+    async def vouches(self, hosts: tuple[Host, ...], trust: int) -> bool:
+        """Whether it is certain that these are the domain's mail exchangers. `trust` as in :meth:`look`, which has been
+        asked before, so that what the resolver is worth is known. DNSTemporaryError when it has forgotten that."""
+        return all(host.secure for host in hosts) and await self._validates(trust)
+
     async def _validates(self, trust: int) -> bool:
         """Whether the AD bits that come are to be believed. DNSTemporaryError when that cannot be found out now."""
         if trust < ANYWHERE and not self._resolver.local():

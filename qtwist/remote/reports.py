@@ -55,6 +55,21 @@ def too_large(address: str, limit: int) -> Report:
     )
 
 
+def no_require_tls(address: str) -> Report:
+    """The message demands REQUIRETLS, and the server does not promise it (RFC 8689 §4.2.1)."""
+    return Report.failure(
+        b"Connected to %b but it does not offer REQUIRETLS, which the sender demands. (#5.7.30)\n" % address.encode()
+    )
+
+
+def unsafe_exchangers(domain: bytes) -> Report:
+    """The message demands REQUIRETLS, and who may take it is not known for sure (RFC 8689 §4.2.1)."""
+    return Report.failure(
+        b"The sender demands TLS all the way, but neither DNSSEC nor MTA-STS vouches for the mail exchangers of %b."
+        b" (#5.7.30)\n" % visible(domain)
+    )
+
+
 def refused(address: str, event: Refused) -> Report:
     """The session was refused at the greeting or at HELO."""
     what = {Stage.GREETING: b"greeting failed", Stage.STARTTLS: b"it is leaving"}.get(

@@ -19,9 +19,10 @@ from qtwist.control import Control, ControlError
 from qtwist.interfaces import Delivery, IResolver, ISpawner
 from qtwist.mail.address import quote2
 from qtwist.mail.envelope import Report
+from qtwist.mail.require_tls import demands_tls, waives_tls
 from qtwist.remote import reports
 from qtwist.remote.batches import Batches
-from qtwist.remote.carrier import BY_STS, Carrier, OutgoingTLS, Terms
+from qtwist.remote.carrier import BY_SENDER, BY_STS, Carrier, OutgoingTLS, Terms
 from qtwist.remote.client import Message
 from qtwist.remote.dane import DANE
 from qtwist.remote.hosts import Shuffle
@@ -225,12 +226,14 @@ class RemoteSpawner:
         hosts = await find_hosts(self._resolver, host, route.relay, self._own.get, self._shuffle)
         if isinstance(hosts, Report):
             return everybody(hosts)
-        if settings.dane:
+        required, waived = demands_tls(message.head), waives_tls(message.head)
+        known = bool(route.relay.host)  # a relay of ours is as good as what vouches for mail exchangers
+        if settings.dane and not waived:
             hosts = await self._dane.look(hosts, route.relay.port, settings.dane)
             if isinstance(hosts, Report):
                 return everybody(hosts)
         demanded_by = ""
-        if settings.mta_sts and not route.relay.host:
+        if settings.mta_sts and not waived and not route.relay.host:
             policy = await self._policies.policy(host)
             if policy is not None and policy.mode == "enforce":
                 # TLSA records say more than that policy, which must not stand in for them (RFC 8461 §2).
@@ -238,8 +241,14 @@ class RemoteSpawner:
                 if not hosts:
                     return everybody(reports.no_matching_exchanger(host))
                 demanded_by = BY_STS + reports.visible(host).decode()
+                known = True
+        if required:
+            known = known or (settings.dane > 0 and await self._dane.vouches(hosts, settings.dane))
+            if not known:
+                return everybody(reports.unsafe_exchangers(host))
+            demanded_by = demanded_by or BY_SENDER
         transaction = Transaction(
-            _as_path(delivery.sender), tuple(map(_as_path, recipients)), message.size, message.eight_bit
+            _as_path(delivery.sender), tuple(map(_as_path, recipients)), message.size, message.eight_bit, required
         )
         package = Package(delivery.sender, recipients[0])
         login = None
@@ -257,6 +266,7 @@ class RemoteSpawner:
             route.relay.host or host,
             demanded_by,
             login,
+            waived,
         )
 
     def _read_settings(self) -> Settings:

@@ -236,6 +236,7 @@ class SMTPProtocol(Logins, Fronting, TurningConnection, TLSConnection, PolicyCon
     def _on_mail(self, event: wire.Mail) -> None:
         session = self.session
         session.forget_transaction()
+        session.require_tls = b"REQUIRETLS" in event.params
         session.declared_size = int(event.params.get(b"SIZE", b"0"))
         sender = Address(event.address)
 

@@ -82,14 +82,15 @@ class Reply:
 class Transaction:
     """One message to send. Addresses are as they stand between ``<`` and ``>``: quoted (spec/qmail.md §2.4).
 
-    `size` is in octets, an estimate as RFC 1870 §5 allows. ValueError for an address with CR, LF or NUL, which would
-    be a command of its own.
+    `size` is in octets, an estimate as RFC 1870 §5 allows; `require_tls` asks for REQUIRETLS (RFC 8689). ValueError for
+    an address with CR, LF or NUL, which would be a command of its own.
     """
 
     sender: bytes
     recipients: tuple[bytes, ...] = attrs.field()
     size: int
     eight_bit: bool
+    require_tls: bool = False
 
     @recipients.validator
     def _check(self, _attribute: object, recipients: tuple[bytes, ...]) -> None:
@@ -157,6 +158,11 @@ class TooLarge:
 
 
 @attrs.frozen
+class NoRequireTLS:
+    """The transaction is over before it began: the server does not offer REQUIRETLS, or not through TLS."""
+
+
+@attrs.frozen
 class Refused:
     """The session is over before it began: this reply to the greeting, to HELO or to STARTTLS."""
 
@@ -177,7 +183,19 @@ class Broken:
     nonsense: bytes | None = None
 
 
-Event = Ready | StartTLS | NoTLS | NoLogin | NeedBody | RecipientResult | Finished | TooLarge | Refused | Broken
+Event = (
+    Ready
+    | StartTLS
+    | NoTLS
+    | NoLogin
+    | NeedBody
+    | RecipientResult
+    | Finished
+    | TooLarge
+    | NoRequireTLS
+    | Refused
+    | Broken
+)
 
 
 class SMTPClient:
@@ -276,6 +294,8 @@ class SMTPClient:
         """Begin `transaction`. RuntimeError unless the engine is idle."""
         if not self.idle:
             raise RuntimeError("not ready for a transaction")
+        if transaction.require_tls and not (self._encrypted and b"REQUIRETLS" in self._extensions):
+            return [NoRequireTLS(), Ready()]
         limit = self._size_limit()
         if limit and transaction.size > limit:
             return [TooLarge(limit), Ready()]
@@ -576,6 +596,8 @@ class SMTPClient:
             command += b" SIZE=%d" % transaction.size
         if transaction.eight_bit and b"8BITMIME" in self._extensions:
             command += b" BODY=8BITMIME"
+        if transaction.require_tls:
+            command += b" REQUIRETLS"
         if self._exchange is not None:
             command += b" AUTH=<>"
         return command

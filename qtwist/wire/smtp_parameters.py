@@ -62,6 +62,12 @@ def check_any_body(value: bytes) -> None:
         check_text_body(value)
 
 
+def check_no_value(value: bytes) -> None:
+    """For keywords that stand alone, as REQUIRETLS does."""
+    if value:
+        raise BadParameter(501, b"a parameter has a value that it does not take (#5.5.4)")
+
+
 def check_mailbox(value: bytes) -> None:
     """AUTH: ``<>`` or a mailbox as xtext (RFC 4954 §5)."""
     if not _MAILBOX.fullmatch(value):

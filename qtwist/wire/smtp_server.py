@@ -33,6 +33,7 @@ from qtwist.wire.smtp_parameters import (
     Check,
     check_any_body,
     check_mailbox,
+    check_no_value,
     check_parameters,
     split_parameters,
 )
@@ -294,7 +295,9 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
         if self._takes_binary:
             lines.append(BINARYMIME)
         lines.append(size)
-        if self.offer_tls and not self.secured:
+        if self.secured:
+            lines.append(b"REQUIRETLS")
+        elif self.offer_tls:
             lines.append(b"STARTTLS")
         if self.offer_etrn:
             lines.append(b"ETRN")
@@ -466,6 +469,8 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
             checks[b"BODY"] = check_any_body
         if self.mechanisms:
             checks[b"AUTH"] = check_mailbox
+        if self.secured:
+            checks[b"REQUIRETLS"] = check_no_value
         return checks
 
     def _good(self, params: dict[bytes, bytes], checks: dict[bytes, Check]) -> bool:
