@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from qtwist.control_services import parse_service
+
 _ACCOUNTS = (b"alias", b"qmaild", b"qmaill", b"qmailp", b"qmailq", b"qmailr", b"qmails")
 _LIMITED = (b"send", b"rspawn", b"smtpd", b"submission", b"qmtpd", b"qmqpd", b"pop3d", b"auth")
 _LEAST_MEMORY = 64_000_000  # a role that has nothing to do has some 36 million
@@ -31,6 +33,9 @@ POLICIES = (
     "badrcptto",
     "rcptcheck",
     "greylisting",
+    "clamd",
+    "rspamd",
+    "milters",
 )
 
 Check = Callable[[bytes], "str | None"]
@@ -53,6 +58,15 @@ def number(least: int) -> Check:
         return None if match and int(match[1]) >= least else expected
 
     return check
+
+
+def service(line: bytes) -> str | None:
+    """Something that looks at messages: where it is, what counts without it, and how long it may take."""
+    try:
+        parse_service(line.decode("utf-8", "surrogateescape"), 1)
+    except ValueError as error:
+        return f"ADDRESS [tempfail|accept|reject] [timeout=SECONDS] ({error})"
+    return None
 
 
 def host(line: bytes) -> str | None:

@@ -45,6 +45,7 @@ class ControlFile:
 
 _QUEUED = ("qmail-smtpd", "qmail-qmtpd")
 _SEND = ("qmail-send",)
+_CONTENT = ("qmail-smtpd", "ofmipd", "qmail-qmtpd")
 _SMTPD = ("qmail-smtpd",)
 _SUBMISSION = ("ofmipd",)
 _QMQPD = ("qmail-qmqpd",)
@@ -166,6 +167,14 @@ _TABLE = (
     ),
     ControlFile(
         "clientcrl.pem", PEM_FILE, _SMTPD, "connection", "which of their certificates these authorities have revoked"
+    ),
+    ControlFile(
+        "clamd",
+        LIST,
+        _CONTENT,
+        "connection",
+        "ClamAV's clamd looks at [messages](content.md#clamav)",
+        check=checks.service,
     ),
     ControlFile(
         "concurrencyincoming",
@@ -432,6 +441,14 @@ _TABLE = (
         check=checks.number(0),
     ),
     ControlFile(
+        "milters",
+        LIST,
+        _CONTENT,
+        "connection",
+        "[milters](content.md#milters) that are asked about connections and messages",
+        check=checks.service,
+    ),
+    ControlFile(
         "morercpthosts",
         LIST,
         ("qmail-newmrh",),
@@ -473,6 +490,13 @@ _TABLE = (
         "connection",
         "[proxies](extensions.md#proxy) that tell whom they speak for, and our ports",
         check=checks.proxy,
+    ),
+    ControlFile(
+        "qmailqueue",
+        LINE,
+        _CONTENT,
+        "connection",
+        "[a program](content.md#programs) in place of the queue, for servers",
     ),
     ControlFile(
         "qmqpclients",
@@ -542,6 +566,14 @@ _TABLE = (
         _TLS,
         "connection",
         "our certificate, its chain and its private key; there is [TLS](tls.md) with it",
+    ),
+    ControlFile(
+        "rspamd",
+        LIST,
+        _CONTENT,
+        "connection",
+        "rspamd looks at [messages](content.md#rspamd)",
+        check=checks.service,
     ),
     ControlFile(
         "smtpauth",

@@ -19,13 +19,15 @@ class QueueError(Exception):
     """A message was not taken into the queue.
 
     `code` is the exit code that qmail-queue would have given (spec/qmail.md §6.3): 11 to 40 permanent, all others
-    temporary. `text` says more for the log; what a client is told comes from :mod:`qtwist.mail.queue_codes`.
+    temporary. `text` says more for the log; what a client is told comes from :mod:`qtwist.mail.queue_codes`, with the
+    `words` of a queue program for its code 82 (§7).
     """
 
-    def __init__(self, code: int, text: str = "") -> None:
+    def __init__(self, code: int, text: str = "", words: bytes = b"") -> None:
         super().__init__(code, text)
         self.code = code
         self.text = text
+        self.words = words
 
     def __str__(self) -> str:
         return f"{self.text or 'not queued'} (qmail-queue code {self.code})"

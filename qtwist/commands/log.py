@@ -42,6 +42,9 @@ RULES = {
     "rcptcheck": "control/rcptcheck: mail to the recipient could not be delivered here.",
     "greylisting": "control/greylisting: the client's network sends from this sender to this recipient for the first "
     "time. It will be let in when it comes again after the time that the answer names.",
+    "clamd": "ClamAV (control/clamd) found something in the message, or gave no answer about it.",
+    "rspamd": "rspamd (control/rspamd) took the message for spam, wants it later, or gave no answer about it.",
+    "milters": "A milter of control/milters refused, put off or threw away, or gave no answer.",
 }
 
 

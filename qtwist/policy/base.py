@@ -13,13 +13,14 @@ from qtwist.wire.smtp_reply import Reply
 
 if TYPE_CHECKING:
     from qtwist.control import Control
+    from qtwist.policy.content import Content
     from qtwist.policy.session import ReceivedMessage, Session
 
 Opinion = Reply | None
 Answer = Opinion | Awaitable[Opinion]
 P = TypeVar("P", bound="Policy")
 
-HOOKS = ("connect", "helo", "auth", "mail", "rcpt", "data", "message", "end")
+HOOKS = ("connect", "helo", "auth", "mail", "rcpt", "data", "message", "content", "end")
 
 
 @attrs.frozen
@@ -102,6 +103,11 @@ class Policy:
     def message(self, session: Session, message: ReceivedMessage) -> Answer:
         """The whole message has come and is not yet committed. The text of a positive reply is not used."""
 
+    def content(self, session: Session, content: Content) -> Answer:
+        """The whole message is here to be read and changed, and not yet committed. A refusal refuses it, what
+        :func:`~qtwist.policy.content.discard` gives throws it away; any other positive reply lets it pass without that
+        others are asked. As long as somebody has this hook, messages are kept aside until they are complete."""
+
     def end(self, session: Session) -> None:
         """The connection is gone, whatever became of it. Nothing can be answered any more."""
 
@@ -150,7 +156,9 @@ async def _opinion(hook: Callable[..., Answer], answer: Answer) -> Opinion:
 def _signed(hook: Callable[..., Answer], reply: Reply) -> Reply:
     """A refusal with the name of the policy that gave it."""
     policy = getattr(hook, "__self__", None)
-    if reply.positive or not isinstance(policy, Policy) or (isinstance(reply, Refusal) and reply.rule):
+    if not isinstance(policy, Policy) or (isinstance(reply, Refusal) and reply.rule):
+        return reply
+    if reply.positive and not isinstance(reply, Refusal):
         return reply
     name = policy.name or type(policy).__name__
     if isinstance(reply, Refusal):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -12,9 +13,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from qtwist.interfaces import IIncomingMessage
+from qtwist.interfaces import IIncomingMessage, QueueError
 from qtwist.mail.address import Address
+from qtwist.mail.envelope import Envelope
 from qtwist.policy.base import Drop, Opinion, Refusal, consult
+from qtwist.policy.content import Discarded, KeptAside, discard
 from qtwist.wire.smtp_reply import Reply
 from qtwist.writing import write
 
@@ -27,6 +30,7 @@ HEADER_SHOWN = 65536  # octets of the header that the message hook gets at most
 
 TROUBLE = Reply(451, b"a local rule could not be applied, try again later (#4.3.0)")
 NO_GREETING = Reply(421, TROUBLE.text)
+NO_ROOM = Reply(451, b"the message cannot be looked at now, try again later (#4.3.0)")
 
 
 class Engine(Protocol):
@@ -75,6 +79,7 @@ class PolicyConnection(TwistedProtocol):
         self._asked: tuple[object, ...] = ()  # what the policies were asked about last
         self.tracer: Tracer | None = None
         self.hooks: Hooks = {}
+        self.has_program = False  # whether there was control/qmailqueue when the client came
 
     # What the transport calls
 
@@ -259,6 +264,34 @@ class PolicyConnection(TwistedProtocol):
         )
 
     # The message
+
+    def _begin_message(self) -> None:
+        """Start to take a message, and keep it aside where somebody filters it. QueueError, OSError or ControlError."""
+        begin = functools.partial(self.factory.begin_message, self.session, self.has_program)
+        self._incoming = KeptAside(begin) if self.hooks["content"] else begin()
+        self._header = HeaderShown() if self.hooks["message"] else None
+
+    def _ask_about_content(self, envelope: Envelope, then: Callable[[Opinion, Envelope], object]) -> None:
+        """Have the message filtered; `then` gets the opinion of those who do, and the envelope as they have left it."""
+        incoming = self._incoming
+        if not isinstance(incoming, KeptAside):
+            then(None, envelope)
+            return
+        try:
+            content = incoming.complete(envelope.sender, envelope.recipients)
+        except QueueError as error:
+            self.log.error("{id}: message not queued: {error}", id=self.session.id, error=error)
+            then(NO_ROOM, envelope)
+            return
+
+        def done(opinion: Opinion) -> None:
+            if opinion is None and not content.recipients:
+                opinion = discard("no recipient is left")
+            if isinstance(opinion, Discarded):
+                self.tell_refusal("message", opinion)
+            then(opinion, Envelope(content.sender, tuple(content.recipients)))
+
+        self._ask("content", done, content)
 
     def _write(self, data: bytes) -> None:
         assert self._incoming is not None

@@ -11,7 +11,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from qtwist.control import ControlError
-from qtwist.interfaces import IQueueEntrance
+from qtwist.control_services import parse_service
+from qtwist.interfaces import IIncomingMessage, IQueueEntrance
 from qtwist.mail.envelope import Origin
 from qtwist.policy.base import HOOKS, Answer, Policy, hooks
 from qtwist.policy.connection import PolicyConnection
@@ -31,6 +32,9 @@ from qtwist.serving import DrainingFactory
 if TYPE_CHECKING:
     from qtwist.control import Control
 
+
+#: Control files whose lines are services that look at messages.
+CONTENT_FILES = ("clamd", "rspamd", "milters")
 
 _log = Logger(namespace="qtwist.trace")
 
@@ -76,6 +80,7 @@ class PolicyFactory(DrainingFactory[C]):
         self.clock = clock
         self.now = now
         self.surroundings = Surroundings(control, clock, now, share=lambda: self.share)
+        self._program = Watched(control, ("qmailqueue",), lambda: control.line("qmailqueue"))
         self._traced = Watched(control, ("trace",), lambda: Networks.read(control, "trace"))
         self._chain = tuple(self.chain(policies))
         self._presence = Presence(control.directory)
@@ -86,6 +91,23 @@ class PolicyFactory(DrainingFactory[C]):
     def origin(self) -> Origin:
         """What the queue is told of a message's origin; made when it is needed, for privileges may be shed after us."""
         return Origin.network(os.getuid())
+
+    def begin_message(self, session: Session, has_program: bool) -> IIncomingMessage:
+        """A message of `session` on its way into the queue, or into the program that QMAILQUEUE in its rule or
+        control/qmailqueue names, which there is if it `has_program` (spec/qmail.md §7). QueueError, OSError or
+        ControlError when there is no way."""
+        program = session.environment.get(b"QMAILQUEUE")
+        if program is None and has_program:
+            program = self._program.get()
+        if not program:
+            return self.queue.begin(self.origin)
+        from qtwist.queue.filtering import ProgramMessage
+
+        home = self.surroundings.home
+        known = {name: os.environb[name] for name in (b"PATH", b"TZ", b"PYTHONPATH") if name in os.environb}
+        environ = {**known, b"QTWISTHOME": os.fsencode(home), **session.environment}
+        message: IIncomingMessage = ProgramMessage(self.surroundings.clock, home, program, environ)
+        return message
 
     def chain(self, policies: Sequence[Policy]) -> list[Policy]:
         """All policies in the order in which they are asked, `policies` being those given to the factory.
@@ -144,6 +166,7 @@ class PolicyFactory(DrainingFactory[C]):
         session = connection.session
         present = self._presence.get()
         connection.hooks = self.hooks_for(present, None)
+        connection.has_program = "qmailqueue" in present
         try:
             traced = "trace" in present and self._traced.get().has(session.remote_ip)
         except ControlError as error:
@@ -181,6 +204,13 @@ def asks_network(control: Control) -> bool:
         return True
     if control.integer("helocheck") > 1 or control.list("dnsbllist"):
         return True
+    for name in CONTENT_FILES:
+        for line in control.list(name) or ():
+            try:
+                if parse_service(line.decode("utf-8", "surrogateescape"), 1).path is None:
+                    return True
+            except ValueError:
+                return True
     for service in ("smtp", "qmtp", "submission"):
         try:
             rules = read_rules(control, service)

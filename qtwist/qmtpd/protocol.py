@@ -17,7 +17,8 @@ from qtwist.mail.address import Address
 from qtwist.mail.envelope import Envelope
 from qtwist.mail.queue_codes import queue_report
 from qtwist.policy.base import Opinion
-from qtwist.policy.connection import HeaderShown, PolicyConnection, leading_number, show
+from qtwist.policy.connection import PolicyConnection, leading_number, show
+from qtwist.policy.content import Discarded
 from qtwist.policy.session import ReceivedMessage
 from qtwist.wire import qmtp_server as wire
 from qtwist.wire.qmtp_server import Package, QMTPServer
@@ -161,13 +162,12 @@ class QMTPProtocol(PolicyConnection):
         session, factory = self.session, self.factory
         session.forget_transaction()
         self._common = self._refusal
-        self._header = HeaderShown() if factory.hooks["message"] else None
         if self._common is not None:
             self._engine.end()
             return
         try:
-            self._incoming = factory.queue.begin(factory.origin)
-        except (QueueError, OSError) as error:
+            self._begin_message()
+        except (QueueError, OSError, ControlError) as error:
             log.error("{id}: no message can be queued: {error}", id=session.id, error=error)
             self._common = NO_QUEUE
         else:
@@ -235,7 +235,7 @@ class QMTPProtocol(PolicyConnection):
         if opinion is not None and not opinion.positive:
             self._finish(package, self._refused("recipients", opinion))
         elif self._header is None:
-            self._commit(package)
+            self._end_message(package, None)
         else:
             message = ReceivedMessage(package.size, self._header.header(), package.hops)
             self._ask("message", lambda opinion: self._end_message(package, opinion), message)
@@ -243,8 +243,18 @@ class QMTPProtocol(PolicyConnection):
     def _end_message(self, package: Package, opinion: Opinion) -> None:
         if opinion is not None and not opinion.positive:
             self._finish(package, self._refused("message", opinion))
+            return
+        assert self.session.sender is not None
+        envelope = Envelope(self.session.sender.raw, tuple(package.recipients))
+        self._ask_about_content(envelope, lambda opinion, envelope: self._filtered(package, opinion, envelope))
+
+    def _filtered(self, package: Package, opinion: Opinion, envelope: Envelope) -> None:
+        if isinstance(opinion, Discarded):
+            self._finish(package, b"K" + opinion.text)
+        elif opinion is not None and not opinion.positive:
+            self._finish(package, self._refused("message", opinion))
         else:
-            self._commit(package)
+            self._commit(package, envelope)
 
     def _finish(self, package: Package, answer: bytes) -> None:
         """Nothing of this package is queued."""
@@ -252,11 +262,10 @@ class QMTPProtocol(PolicyConnection):
         self.session.forget_transaction()
         self._engine.answer(package, answer)
 
-    def _commit(self, package: Package) -> None:
+    def _commit(self, package: Package, envelope: Envelope) -> None:
         session, incoming = self.session, self._incoming
-        assert incoming is not None and session.sender is not None
+        assert incoming is not None
         self._incoming = None  # from here on a lost connection does not matter to the message
-        envelope = Envelope(session.sender.raw, tuple(package.recipients))
         session.forget_transaction()
 
         def done(accepted: Accepted) -> bytes:
@@ -279,7 +288,7 @@ class QMTPProtocol(PolicyConnection):
                 return None
             if isinstance(error, QueueError):
                 log.error("{id}: message not queued: {error}", id=session.id, error=error)
-                result = queue_report(error.code)
+                result = queue_report(error.code, error.words)
                 return result.letter + result.text
             log.failure("{id}: message not queued", failure, id=session.id)
             return NO_QUEUE

@@ -16,7 +16,8 @@ from qtwist.mail.address import Address, replace_own_ip
 from qtwist.mail.envelope import Envelope
 from qtwist.mail.queue_codes import queue_report
 from qtwist.policy.base import Opinion
-from qtwist.policy.connection import HeaderShown, PolicyConnection, leading_number, show
+from qtwist.policy.connection import PolicyConnection, leading_number, show
+from qtwist.policy.content import Discarded
 from qtwist.policy.session import ReceivedMessage
 from qtwist.smtpd.fronting import Fronting
 from qtwist.smtpd.logins import Logins
@@ -276,13 +277,11 @@ class SMTPProtocol(Logins, Fronting, TurningConnection, TLSConnection, PolicyCon
                 return
             session, factory = self.session, self.factory
             try:
-                incoming = factory.queue.begin(factory.origin)
-            except (QueueError, OSError) as error:
+                self._begin_message()
+            except (QueueError, OSError, ControlError) as error:
                 log.error("{id}: no message can be queued: {error}", id=session.id, error=error)
                 self._engine.reply(NO_QUEUE)
                 return
-            self._incoming = incoming
-            self._header = HeaderShown() if factory.hooks["message"] else None
             self._engine.accept()
             self._write(session.received(b"SMTP", factory.now()))
 
@@ -297,21 +296,28 @@ class SMTPProtocol(Logins, Fronting, TurningConnection, TLSConnection, PolicyCon
         def then(opinion: Opinion) -> None:
             if opinion is not None and not opinion.positive:
                 self._finish(opinion)
+                return
+            assert self.session.sender is not None
+            recipients = tuple(recipient.raw for recipient in self.session.recipients)
+            self._ask_about_content(Envelope(self.session.sender.raw, recipients), filtered)
+
+        def filtered(opinion: Opinion, envelope: Envelope) -> None:
+            if opinion is not None and (isinstance(opinion, Discarded) or not opinion.positive):
+                self._finish(opinion)
             else:
-                self._commit(event.size)
+                self._commit(event.size, envelope)
 
         if event.refusal is not None:
             self._finish(event.refusal)
         elif self._header is None:
-            self._commit(event.size)
+            then(None)
         else:
             self._ask("message", then, ReceivedMessage(event.size, self._header.header(), event.hops))
 
-    def _commit(self, size: int) -> None:
+    def _commit(self, size: int, envelope: Envelope) -> None:
         session, incoming = self.session, self._incoming
-        assert incoming is not None and session.sender is not None
+        assert incoming is not None
         self._incoming = None  # from here on a lost connection does not matter to the message
-        envelope = Envelope(session.sender.raw, tuple(recipient.raw for recipient in session.recipients))
 
         def done(accepted: Accepted) -> None:
             log.info(
@@ -336,7 +342,7 @@ class SMTPProtocol(Logins, Fronting, TurningConnection, TLSConnection, PolicyCon
                 return
             if isinstance(error, QueueError):
                 log.error("{id}: message not queued: {error}", id=session.id, error=error)
-                result = queue_report(error.code)
+                result = queue_report(error.code, error.words)
                 reply = Reply(554 if result.letter == b"D" else 451, result.text)
             else:
                 log.failure("{id}: message not queued", failure, id=session.id)

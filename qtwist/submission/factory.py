@@ -28,6 +28,7 @@ from qtwist.policy.rcpthosts import RcptHosts
 from qtwist.policy.relay import LoginMayRelay
 from qtwist.policy.room import QueueRoom
 from qtwist.policy.session import Session
+from qtwist.policy.standard import CONTENT
 from qtwist.policy.tcprules import TCPRules
 from qtwist.policy.watched import Watched
 from qtwist.smtpd.factory import SMTPFactory
@@ -97,6 +98,7 @@ class SubmissionFactory(SMTPFactory):
             UserLimits(control, self._seconds),
             MemoryFree(self.surroundings),
             QueueRoom(self.surroundings),
+            *(make(self.surroundings) for make in CONTENT.values()),
             RcptHosts(control),  # which nobody meets who has logged in, and everybody else
         ]
 
