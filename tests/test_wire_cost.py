@@ -127,6 +127,11 @@ def calls(function: Callable[[], None]) -> int:
     return count
 
 
+def fewest(function: Callable[[], None]) -> int:
+    """The fewest calls of three runs: the garbage collector may have something to do in one of them."""
+    return min(calls(function) for _ in range(3))
+
+
 def left(function: Callable[[], None], times: int) -> int:
     """How many blocks of memory are still there after `function` has run `times` times, cyclic garbage among them."""
     for _ in range(times):
@@ -159,7 +164,7 @@ class CallTests(SynchronousTestCase):
         for kind, bound in CALLS.items():
             engine = kind()
             engine.carry()
-            self.assertLessEqual(calls(engine.carry), bound, kind.__name__)
+            self.assertLessEqual(fewest(engine.carry), bound, kind.__name__)
 
     def test_nothing_per_line(self) -> None:
         """What a body costs depends on its pieces, not on its lines."""
@@ -167,10 +172,10 @@ class CallTests(SynchronousTestCase):
         lines = BODY + 10 * PIECE * b"\n"
         for kind in ENGINES:
             engine = kind()
-            first = calls(engine.carry)
+            first = fewest(engine.carry)
             for body in (long, lines):
                 more = len(body.replace(b"\n", b"\r\n")) // PIECE
-                found = calls(functools.partial(engine.carry, body)) - first
+                found = fewest(functools.partial(engine.carry, body)) - first
                 self.assertLessEqual(found, more * PIECE_CALLS, kind.__name__)
 
     def test_no_growth(self) -> None:
@@ -178,10 +183,10 @@ class CallTests(SynchronousTestCase):
         for kind in ENGINES:
             engine = kind()
             engine.carry()
-            second = calls(engine.carry)
+            second = fewest(engine.carry)
             for _ in range(MESSAGES):
                 engine.carry()
-            self.assertEqual(calls(engine.carry), second, kind.__name__)
+            self.assertEqual(fewest(engine.carry), second, kind.__name__)
 
 
 class MemoryTests(SynchronousTestCase):
