@@ -200,9 +200,30 @@ class Accepting(WithFactory):
         client = self.client()
         self.assertEqual(
             client.say(b"EHLO cli.test"),
-            [b"250-mx.test", b"250-PIPELINING", b"250-8BITMIME", b"250 LIMITS RCPTMAX=10000"],
+            [b"250-mx.test", b"250-PIPELINING", b"250-8BITMIME", b"250-SMTPUTF8", b"250 LIMITS RCPTMAX=10000"],
         )
         self.assertEqual(client.say(*ENVELOPE, b"BDAT 2 LAST\r\n")[2:], [b"502 unimplemented (#5.5.1)"])
+
+    def test_smtputf8(self) -> None:
+        """RFC 6531 §3.4, §4.3: addresses are UTF-8 then, and the Received line keeps it, for this message alone."""
+        client = self.client()
+        self.assertIn(b"250-SMTPUTF8", client.say(b"EHLO x"))
+        joe = "RCPT TO:<jürgen@mx.test>".encode()
+        for line, code in (
+            (b"MAIL FROM:<m\xfcller@b.test> SMTPUTF8", b"553"),
+            (b"MAIL FROM:<a@b.test> SMTPUTF8=1", b"501"),
+            ("MAIL FROM:<müller@b.test> smtputf8".encode(), b"250"),
+            (b"RCPT TO:<j\xfcrgen@mx.test>", b"553"),
+            (joe, b"250"),
+            (b"DATA", b"354"),
+        ):
+            self.assertEqual(client.say(line)[-1][:3], code, line)
+        self.assertEqual(client.say("Subject: für\r\n\r\n.".encode())[-1][:3], b"250")
+        [message] = self.queue.messages
+        self.assertIn(b" with UTF8SMTP; ", message.data)
+        self.assertEqual(message.envelope, Envelope("müller@b.test".encode(), ("jürgen@mx.test".encode(),)))
+        client.say(b"MAIL FROM:<a@b.test>")
+        self.assertEqual(client.say(b"RCPT TO:<j\xfcrgen@mx.test>")[-1][:3], b"250")
 
     def test_bdat_given_up(self) -> None:
         """RSET, a greeting, and the end of the connection throw away what has come."""

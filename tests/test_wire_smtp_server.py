@@ -138,6 +138,7 @@ class Dialogue(Transcript):
             S: 250-mx.test
             S: 250-PIPELINING
             S: 250-8BITMIME
+            S: 250-SMTPUTF8
             S: 250-ENHANCEDSTATUSCODES
             S: 250-LIMITS RCPTMAX=10000
             S: 250 SIZE 1000

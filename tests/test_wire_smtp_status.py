@@ -103,6 +103,7 @@ class Dialogue(Transcript):
             S: 250-mx.test
             S: 250-PIPELINING
             S: 250-8BITMIME
+            S: 250-SMTPUTF8
             S: 250-ENHANCEDSTATUSCODES
             S: 250-LIMITS RCPTMAX=10000
             S: 250 SIZE
@@ -132,6 +133,7 @@ class Dialogue(Transcript):
             S: 250-mx.test
             S: 250-PIPELINING
             S: 250-8BITMIME
+            S: 250-SMTPUTF8
             S: 250-ENHANCEDSTATUSCODES
             S: 250-LIMITS RCPTMAX=10000
             S: 250 SIZE
@@ -147,5 +149,6 @@ class Dialogue(Transcript):
         engine.receive(b"EHLO c\r\nNOOP\r\n")
         drive(engine)
         self.assertEqual(
-            engine.data_to_send(), b"220 mx.test ESMTP\r\n250-mx.test\r\n250-8BITMIME\r\n250 SIZE\r\n250 ok\r\n"
+            engine.data_to_send(),
+            b"220 mx.test ESMTP\r\n250-mx.test\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 SIZE\r\n250 ok\r\n",
         )

@@ -33,6 +33,7 @@ class SMTPTests(Transcript):
             S: 250-mx.test
             S: 250-PIPELINING
             S: 250-8BITMIME
+            S: 250-SMTPUTF8
             S: 250-ENHANCEDSTATUSCODES
             S: 250-LIMITS RCPTMAX=10000
             S: 250-SIZE
@@ -49,6 +50,7 @@ class SMTPTests(Transcript):
             S: 250-mx.test
             S: 250-PIPELINING
             S: 250-8BITMIME
+            S: 250-SMTPUTF8
             S: 250-ENHANCEDSTATUSCODES
             S: 250-LIMITS RCPTMAX=10000
             S: 250-SIZE

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from qtwist.commands import compiling
 from qtwist.control import split_lines
+from qtwist.mail.domains import ascii_key
 
 USAGE = """\
 NAME
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compile(home: str) -> None:
     text = compiling.read(home, "control/morercpthosts")
-    records = ((line.lower(), b"") for _, line in split_lines(text))
+    records = ((ascii_key(line), b"") for _, line in split_lines(text))
     compiling.write(home, "control/morercpthosts.cdb", "control/morercpthosts.tmp", records)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import attrs
 
+from qtwist.mail.domains import ascii_domain
 from qtwist.mail.quoting import quote, quote2
 
 __all__ = [
@@ -45,8 +46,8 @@ class Address:
 
     @property
     def domain_lower(self) -> bytes:
-        """The domain in lower case: what lists of domains are compared with."""
-        return split(self.raw)[1].lower()
+        """The domain in lower case and in ASCII: what lists of domains are compared with."""
+        return ascii_domain(split(self.raw)[1])
 
     def __bytes__(self) -> bytes:
         return self.raw

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from qtwist.mail.domains import ascii_key
+
 
 class ConstantMap(Mapping[bytes, bytes]):
-    """A map that never changes; ASCII case of a key does not matter (§2.2). Iterating gives keys in lower case.
+    """A map that never changes; ASCII case of a key does not matter (§2.2), nor does the spelling of a domain that is
+    not ASCII. Iterating gives keys in lower case, domains in ASCII.
 
     Of two lines with the same key the later one counts.
     """
@@ -14,7 +17,7 @@ class ConstantMap(Mapping[bytes, bytes]):
     __slots__ = ("_values",)
 
     def __init__(self, pairs: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        self._values = {key.lower(): value for key, value in pairs}
+        self._values = {ascii_key(key): value for key, value in pairs}
 
     @classmethod
     def plain(cls, lines: Iterable[bytes]) -> ConstantMap:
@@ -28,15 +31,15 @@ class ConstantMap(Mapping[bytes, bytes]):
         return cls((key, value) for key, colon, value in parts if colon)
 
     def __getitem__(self, key: bytes) -> bytes:
-        return self._values[key.lower()]
+        return self._values[ascii_key(key)]
 
     # Mapping's own versions of these two raise and catch a KeyError for every miss, and most look-ups miss.
 
     def get(self, key: bytes, default: bytes | None = None) -> bytes | None:  # type: ignore[override]
-        return self._values.get(key.lower(), default)
+        return self._values.get(ascii_key(key), default)
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, bytes) and key.lower() in self._values
+        return isinstance(key, bytes) and ascii_key(key) in self._values
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._values)

@@ -12,6 +12,7 @@ import attrs
 
 from qtwist.control import ControlError
 from qtwist.control_reading import read, split_lines, unreadable
+from qtwist.mail.domains import ascii_key
 
 if TYPE_CHECKING:
     from qtwist.control import Control
@@ -36,7 +37,7 @@ class Patterns:
         listed: list[bytes] = []
         excepted: list[bytes] = []
         for line in lines:
-            (excepted if line.startswith(b"!") else listed).append(line.lstrip(b"!").strip().lower())
+            (excepted if line.startswith(b"!") else listed).append(ascii_key(line.lstrip(b"!").strip()))
         return cls._of(listed, cls._of(excepted, None) if excepted else None)
 
     @classmethod
@@ -52,7 +53,7 @@ class Patterns:
         """The line that `text`, an address or a name, is listed by; None when it is not, or is an exception."""
         if not (self.words or self.wild):
             return None
-        text = text.lower()
+        text = ascii_key(text)
         found = self._find(text)
         if found is not None and self.exceptions is not None and self.exceptions._find(text) is not None:
             return None

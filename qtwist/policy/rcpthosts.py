@@ -17,6 +17,7 @@ import attrs
 from qtwist.files.cdb import CDB, CDBError
 from qtwist.mail.address import Address, split
 from qtwist.mail.constmap import ConstantMap, suffixes
+from qtwist.mail.domains import ascii_domain
 from qtwist.mail.rewriting import Rewriter
 from qtwist.policy.base import Opinion, Policy
 from qtwist.policy.session import Session
@@ -55,7 +56,7 @@ class Domains:
         return final == address or self._lists(final)
 
     def _lists(self, address: bytes) -> bool:
-        domain = split(address)[1].lower()
+        domain = ascii_domain(split(address)[1])
         if not domain:  # the key of a catch-all
             return False
         if self.rcpthosts is not None:

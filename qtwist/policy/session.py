@@ -63,6 +63,7 @@ class Session:
     authors: list[bytes] = attrs.field(factory=list)  # of From; for the `message` hook, in submission
     relay_certificate: bytes = b""  # the address in the client's certificate that gave it RELAYCLIENT
     require_tls: bool = False  # MAIL came with REQUIRETLS (RFC 8689)
+    utf8: bool = False  # MAIL came with SMTPUTF8 (RFC 6531)
     declared_size: int = 0  # octets, from SIZE= of MAIL; 0 when not given
     recipients: list[Address] = attrs.field(factory=list)
     heard: int = 0  # octets that the client has sent
@@ -90,10 +91,11 @@ class Session:
 
     def received(self, protocol: bytes, seconds: float) -> bytes:
         """The Received line for a message that comes now (§16.7); `seconds` since the epoch. SMTP over TLS, and from
-        somebody who has logged in, is ESMTPS, ESMTPA or ESMTPSA (RFC 3848); a comment says how it was encrypted and
-        whose certificate let the client relay."""
-        if protocol == b"SMTP" and (self.tls is not None or self.user is not None):
-            protocol = b"ESMTP" + b"S" * (self.tls is not None) + b"A" * (self.user is not None)
+        somebody who has logged in, is ESMTPS, ESMTPA or ESMTPSA (RFC 3848), with SMTPUTF8 UTF8SMTP and so on (RFC
+        6531 §4.3); a comment says how it was encrypted and whose certificate let the client relay."""
+        if protocol == b"SMTP" and (self.utf8 or self.tls is not None or self.user is not None):
+            protocol = b"UTF8SMTP" if self.utf8 else b"ESMTP"
+            protocol += b"S" * (self.tls is not None) + b"A" * (self.user is not None)
         if self.tls is not None:
             protocol += self._encrypted(self.tls)
         known = self.environment
@@ -123,7 +125,7 @@ class Session:
     def forget_transaction(self) -> None:
         self.sender = None
         self.declared_size = 0
-        self.require_tls = False
+        self.require_tls = self.utf8 = False
         self.recipients = []
 
 

@@ -36,8 +36,8 @@ from qtwist.wire.sasl_client import Login
 from qtwist.wire.smtp_client import (
     Broken,
     Finished,
+    Lacking,
     NoLogin,
-    NoRequireTLS,
     RecipientResult,
     Refused,
     Stage,
@@ -150,7 +150,7 @@ class Carrier:
         keyed.sort(key=lambda pair: (pair[0], not self._pool.has(pair[1])))
         recipients = len(transaction.recipients)
         report: Report | None = None
-        lacking: Report | None = None  # of one that does not know REQUIRETLS: counts where no other may know it later
+        lacking: Report | None = None  # of one without what is needed: counts where no other may have it later
         sessions = 0
         for preference, key in keyed:
             by_qmtp = qmtp_port or (QMTP_PORT if is_qmtp_preference(preference) else None)
@@ -179,9 +179,9 @@ class Carrier:
                         break
                     continue
                 outcome = await connection.send(transaction, message)
-            if not isinstance(outcome.end, NoRequireTLS):
+            if not isinstance(outcome.end, Lacking):
                 return _reports(key.address, transaction, outcome, connection)
-            lacking = reports.no_require_tls(key.address)
+            lacking = reports.lacking(key.address, outcome.end.extension)
         return [report or lacking or reports.NO_CONNECTION] * recipients
 
     def _demand(
@@ -356,7 +356,7 @@ def _is_settled(recipient: RecipientResult | None, outcome: Outcome) -> bool:
 
 def _report(address: str, recipient: RecipientResult | None, outcome: Outcome, connection: Connection) -> Report:
     end = outcome.end
-    assert not isinstance(end, NoRequireTLS), "another server is asked"
+    assert not isinstance(end, Lacking), "another server is asked"
     if isinstance(end, TooLarge):
         return reports.too_large(address, end.limit)
     if isinstance(end, Unreadable):

@@ -23,9 +23,9 @@ from qtwist.wire.smtp_client import (
     Broken,
     Event,
     Finished,
+    Lacking,
     NeedBody,
     NoLogin,
-    NoRequireTLS,
     NoTLS,
     Ready,
     RecipientResult,
@@ -77,7 +77,7 @@ class Unreadable:
 class Outcome:
     """How a transaction ended. `waited` is how many seconds, when it ended because a reply did not come in time."""
 
-    end: Finished | TooLarge | NoRequireTLS | Broken | Unreadable
+    end: Finished | TooLarge | Lacking | Broken | Unreadable
     recipients: tuple[RecipientResult, ...] = ()
     waited: int | None = None
 
@@ -279,7 +279,7 @@ class Connection(Protocol):
                 pass  # the server may have changed its mind already: see below
             elif self._result is not None and not isinstance(event, Refused):
                 outcome = Outcome(event, tuple(self._recipients), self._waited)
-            elif not isinstance(event, (Finished, TooLarge, NoRequireTLS)):
+            elif not isinstance(event, (Finished, TooLarge, Lacking)):
                 trouble = Trouble(event, self._waited)
         if ready and not self.transactions and self._engine.closed and trouble is None:
             # It has answered what nobody had asked yet.

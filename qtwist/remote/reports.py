@@ -55,11 +55,17 @@ def too_large(address: str, limit: int) -> Report:
     )
 
 
-def no_require_tls(address: str) -> Report:
-    """The message demands REQUIRETLS, and the server does not promise it (RFC 8689 §4.2.1)."""
-    return Report.failure(
-        b"Connected to %b but it does not offer REQUIRETLS, which the sender demands. (#5.7.30)\n" % address.encode()
-    )
+def lacking(address: str, extension: bytes) -> Report:
+    """The server does not know an extension that the message cannot do without: REQUIRETLS (RFC 8689 §4.2.1), or
+    SMTPUTF8 (RFC 6531 §3.6)."""
+    why = _LACKING[extension]
+    return Report.failure(b"Connected to %b but it does not offer %b, %b\n" % (address.encode(), extension, why))
+
+
+_LACKING = {
+    b"REQUIRETLS": b"which the sender demands. (#5.7.30)",
+    b"SMTPUTF8": b"which addresses or header of this message need. (#5.6.7)",
+}
 
 
 def unsafe_exchangers(domain: bytes) -> Report:

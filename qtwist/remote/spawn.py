@@ -18,8 +18,10 @@ from zope.interface import implementer
 from qtwist.control import Control, ControlError
 from qtwist.interfaces import Delivery, IResolver, ISpawner
 from qtwist.mail.address import quote2
+from qtwist.mail.domains import ascii_domain
 from qtwist.mail.envelope import Report
 from qtwist.mail.require_tls import demands_tls, waives_tls
+from qtwist.mail.smtputf8 import needs_utf8
 from qtwist.remote import reports
 from qtwist.remote.batches import Batches
 from qtwist.remote.carrier import BY_SENDER, BY_STS, Carrier, OutgoingTLS, Terms
@@ -178,6 +180,8 @@ class RemoteSpawner:
         _, at, host = delivery.recipient.rpartition(b"@")
         if not at:
             return reports.NO_HOST_PART
+        if not host.isascii():
+            host = ascii_domain(host)
         if not _can_be_sent(delivery.recipient):
             return reports.BAD_RECIPIENT
         if not _can_be_sent(delivery.sender):
@@ -248,7 +252,12 @@ class RemoteSpawner:
                 return everybody(reports.unsafe_exchangers(host))
             demanded_by = demanded_by or BY_SENDER
         transaction = Transaction(
-            _as_path(delivery.sender), tuple(map(_as_path, recipients)), message.size, message.eight_bit, required
+            _as_path(delivery.sender),
+            tuple(map(_as_path, recipients)),
+            message.size,
+            message.eight_bit,
+            required,
+            needs_utf8((delivery.sender, *recipients), message.head),
         )
         package = Package(delivery.sender, recipients[0])
         login = None
@@ -303,5 +312,8 @@ def _can_be_sent(address: bytes) -> bool:
 
 
 def _as_path(address: bytes) -> bytes:
-    """The address as it stands between angle brackets; one without a host goes as it is (§15.2)."""
+    """The address as it stands between angle brackets, its domain in ASCII; without a host it goes as it is (§15.2)."""
+    if not address.isascii():
+        local, at, domain = address.rpartition(b"@")
+        address = local + at + (domain if domain.isascii() else ascii_domain(domain))
     return quote2(address) if b"@" in address else address

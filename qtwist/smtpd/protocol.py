@@ -238,6 +238,7 @@ class SMTPProtocol(Logins, Fronting, TurningConnection, TLSConnection, PolicyCon
         session = self.session
         session.forget_transaction()
         session.require_tls = b"REQUIRETLS" in event.params
+        session.utf8 = b"SMTPUTF8" in event.params
         session.declared_size = int(event.params.get(b"SIZE", b"0"))
         sender = Address(event.address)
 

@@ -82,8 +82,8 @@ class Reply:
 class Transaction:
     """One message to send. Addresses are as they stand between ``<`` and ``>``: quoted (spec/qmail.md §2.4).
 
-    `size` is in octets, an estimate as RFC 1870 §5 allows; `require_tls` asks for REQUIRETLS (RFC 8689). ValueError for
-    an address with CR, LF or NUL, which would be a command of its own.
+    `size` is in octets, an estimate as RFC 1870 §5 allows; `require_tls` asks for REQUIRETLS (RFC 8689), `utf8` for
+    SMTPUTF8 (RFC 6531). ValueError for an address with CR, LF or NUL, which would be a command of its own.
     """
 
     sender: bytes
@@ -91,6 +91,7 @@ class Transaction:
     size: int
     eight_bit: bool
     require_tls: bool = False
+    utf8: bool = False
 
     @recipients.validator
     def _check(self, _attribute: object, recipients: tuple[bytes, ...]) -> None:
@@ -158,8 +159,10 @@ class TooLarge:
 
 
 @attrs.frozen
-class NoRequireTLS:
-    """The transaction is over before it began: the server does not offer REQUIRETLS, or not through TLS."""
+class Lacking:
+    """The transaction is over before it began: it cannot do without this extension, which the server does not offer."""
+
+    extension: bytes
 
 
 @attrs.frozen
@@ -184,17 +187,7 @@ class Broken:
 
 
 Event = (
-    Ready
-    | StartTLS
-    | NoTLS
-    | NoLogin
-    | NeedBody
-    | RecipientResult
-    | Finished
-    | TooLarge
-    | NoRequireTLS
-    | Refused
-    | Broken
+    Ready | StartTLS | NoTLS | NoLogin | NeedBody | RecipientResult | Finished | TooLarge | Lacking | Refused | Broken
 )
 
 
@@ -295,7 +288,9 @@ class SMTPClient:
         if not self.idle:
             raise RuntimeError("not ready for a transaction")
         if transaction.require_tls and not (self._encrypted and b"REQUIRETLS" in self._extensions):
-            return [NoRequireTLS(), Ready()]
+            return [Lacking(b"REQUIRETLS"), Ready()]
+        if transaction.utf8 and b"SMTPUTF8" not in self._extensions:
+            return [Lacking(b"SMTPUTF8"), Ready()]
         limit = self._size_limit()
         if limit and transaction.size > limit:
             return [TooLarge(limit), Ready()]
@@ -598,6 +593,8 @@ class SMTPClient:
             command += b" BODY=8BITMIME"
         if transaction.require_tls:
             command += b" REQUIRETLS"
+        if transaction.utf8:
+            command += b" SMTPUTF8"
         if self._exchange is not None:
             command += b" AUTH=<>"
         return command

@@ -63,7 +63,7 @@ def check_any_body(value: bytes) -> None:
 
 
 def check_no_value(value: bytes) -> None:
-    """For keywords that stand alone, as REQUIRETLS does."""
+    """For keywords that stand alone, as REQUIRETLS and SMTPUTF8 do."""
     if value:
         raise BadParameter(501, b"a parameter has a value that it does not take (#5.5.4)")
 
@@ -74,5 +74,5 @@ def check_mailbox(value: bytes) -> None:
         raise BadParameter(501, b"AUTH is <> or a mailbox as xtext (#5.5.4)")
 
 
-MAIL_CHECKS: dict[bytes, Check] = {b"SIZE": check_size, b"BODY": check_text_body}
+MAIL_CHECKS: dict[bytes, Check] = {b"SIZE": check_size, b"BODY": check_text_body, b"SMTPUTF8": check_no_value}
 """What MAIL may have on every connection that knows extensions."""

@@ -21,6 +21,7 @@ from typing import Any
 import attrs
 
 from qtwist.mail.address import parse_path
+from qtwist.mail.domains import is_utf8
 from qtwist.wire import sasl
 from qtwist.wire.sasl_mechanisms import FOREIGN, Authenticating, Claimed, Confirmed, E
 from qtwist.wire.smtp_body import BodyDecoder, ChunkDecoder, HopCounter
@@ -67,10 +68,12 @@ _HOPS = Reply(554, b"this message has passed through too many hosts, it is loopi
 _TOO_BIG = Reply(552, b"the message is larger than this server takes (#5.3.4)")
 _PIPELINED = Reply(554, b"nothing may follow STARTTLS before TLS has begun (RFC 3207 section 4) (#5.5.1)")
 _TOO_MANY = Reply(421, b"too many errors, closing the connection (#4.7.0)")
+_NO_UTF8 = (553, b"with SMTPUTF8, addresses are UTF-8 (RFC 6531) (#5.6.7)")
 _UNIMPLEMENTED = (502, b"unimplemented (#5.5.1)")
 _WRONG_LOGIN = 535
 
 ENHANCED = b"ENHANCEDSTATUSCODES"  # RFC 2034
+SMTPUTF8 = b"SMTPUTF8"  # RFC 6531
 
 _SASL_REPLIES = {  # RFC 4954 §4, §6
     sasl.CANCELLED: (501, b"cancelled (#5.7.0)"),
@@ -127,6 +130,7 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
         self._question: Any = None
         self._connected = False
         self._has_sender = False
+        self._utf8 = False
         self._recipients = 0
         self._body: BodyDecoder | ChunkDecoder | None = None
         self._hops = HopCounter()
@@ -289,7 +293,7 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
 
     def _capabilities(self) -> bytes:
         size = b"SIZE %d" % self.databytes if self.databytes else b"SIZE"
-        lines = [b"PIPELINING", b"8BITMIME", ENHANCED, b"LIMITS RCPTMAX=%d" % self._limits.recipients]
+        lines = [b"PIPELINING", b"8BITMIME", SMTPUTF8, ENHANCED, b"LIMITS RCPTMAX=%d" % self._limits.recipients]
         if self._takes_chunks:
             lines.append(CHUNKING)
         if self._takes_binary:
@@ -454,11 +458,15 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
         address, params = parsed
         if params and not self._good(params, self._mail_checks()):
             return None
+        if SMTPUTF8 in params and not is_utf8(address):
+            self._error(*_NO_UTF8)
+            return None
         params.pop(b"AUTH", None)  # nobody here is trusted to say who the sender is
         self._forget()
         if self.databytes and int(params.get(b"SIZE", b"0")) > self.databytes:
             self._send(_TOO_BIG)
             return None
+        self._utf8 = SMTPUTF8 in params
         self._binary = params.get(b"BODY", b"").upper() == BINARYMIME
         return self._ask(Mail(address, params))
 
@@ -494,6 +502,8 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
             self._error(501, b"a recipient is needed (#5.1.3)")
         elif params and not self._good(params, {}):
             pass
+        elif self._utf8 and not is_utf8(address):
+            self._error(*_NO_UTF8)
         elif self._recipients >= self._limits.recipients:
             self._send(Reply(452, b"too many recipients for one message (#4.5.3)"))
         else:

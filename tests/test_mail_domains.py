@@ -1,0 +1,90 @@
+"""Domains and addresses in letters of all the world (RFC 5890, UTS #46, RFC 6531)."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from qtwist.mail.constmap import ConstantMap
+from qtwist.mail.domains import ascii_domain, ascii_key, is_utf8
+from qtwist.mail.rewriting import Rewriter
+from qtwist.mail.smtputf8 import needs_utf8
+
+BOOKS, BOOKS_ASCII = "bücher.example".encode(), b"xn--bcher-kva.example"
+RECEIVED = b"Received: from a (HELO b) (192.0.2.1)\n  by c with UTF8SMTPS (X encrypted); 1 Jan 2026\n"
+
+
+class DomainTests(SynchronousTestCase):
+    def test_known_ones(self) -> None:
+        for text, wanted in (
+            ("Example.ORG", b"example.org"),
+            ("bücher.example", BOOKS_ASCII),
+            ("BÜCHER.example", BOOKS_ASCII),
+            ("bu\u0308cher.example", BOOKS_ASCII),  # not composed
+            ("xn--bcher-kva.EXAMPLE", BOOKS_ASCII),
+            (".bücher.example", b".xn--bcher-kva.example"),
+            ("例え。テスト", b"xn--r8jz45g.xn--zckzah"),  # with an ideographic full stop
+            ("straße.example", b"xn--strae-oqa.example"),
+            ("", b""),
+        ):
+            self.assertEqual(ascii_domain(text.encode()), wanted, text)
+
+    def test_what_is_none(self) -> None:
+        """It is compared as it stands; nothing is raised."""
+        for domain in (b"\xff.example", "a\u2028b".encode(), "-ü-.example".encode(), ("ü" * 300).encode()):
+            self.assertEqual(ascii_domain(domain), domain.lower())
+
+    @given(st.text(max_size=30))
+    def test_any_text(self, text: str) -> None:
+        """Once is enough; ASCII only gets smaller letters."""
+        domain = text.encode("utf-8", "surrogatepass")
+        found = ascii_domain(domain)
+        self.assertEqual(ascii_domain(found), found)
+        if domain.isascii():
+            self.assertEqual(found, domain.lower())
+
+    @given(st.binary(max_size=30))
+    def test_any_octets(self, octets: bytes) -> None:
+        ascii_domain(octets)
+        self.assertEqual(ascii_key(ascii_key(octets)), ascii_key(octets))
+        self.assertEqual(is_utf8(octets), octets.decode("utf-8", "replace").encode() == octets)
+
+    def test_keys(self) -> None:
+        self.assertEqual(ascii_key("MÜLLER@Bücher.example".encode()), "mÜller@xn--bcher-kva.example".encode())
+        self.assertEqual(ascii_key(b"Joe@Example.org"), b"joe@example.org")
+
+
+class LookUpTests(SynchronousTestCase):
+    def test_either_spelling(self) -> None:
+        """In the control file and in the address."""
+        for listed in (BOOKS, BOOKS_ASCII, "BÜCHER.example".encode()):
+            rewriter = Rewriter(b"here.test", ConstantMap.plain([listed]))
+            for domain in (BOOKS, BOOKS_ASCII):
+                self.assertEqual(rewriter.route(b"joe@" + domain), ("local", b"joe@" + domain))
+            virtual = Rewriter(b"here.test", ConstantMap(), virtualdomains=ConstantMap.colon([b"." + listed + b":v"]))
+            self.assertEqual(virtual.route(b"joe@a." + BOOKS), ("local", b"v-joe@a." + BOOKS))
+            self.assertEqual(virtual.original(b"v-joe@a." + BOOKS_ASCII), b"joe@a." + BOOKS_ASCII)
+
+
+class NeedTests(SynchronousTestCase):
+    def test_addresses(self) -> None:
+        """A local part needs it, a domain does not; what is no UTF-8 goes as it ever did."""
+        joe, mueller = b"joe@example.org", "müller@example.org".encode()
+        self.assertFalse(needs_utf8((joe, b"joe@" + BOOKS), b""))
+        self.assertTrue(needs_utf8((joe, mueller), b""))
+        self.assertTrue(needs_utf8((mueller, joe), b""))
+        self.assertFalse(needs_utf8((b"m\xfcller@example.org", joe), b""))
+
+    def test_header(self) -> None:
+        """One that came with SMTPUTF8 and makes use of it."""
+        subject = "Subject: für\n\nbody\n".encode()
+        self.assertTrue(needs_utf8((b"a@b.test",), RECEIVED + subject))
+        for head in (
+            subject,
+            RECEIVED + "Subject: x\n\nfür\n".encode(),
+            RECEIVED + b"Subject: f\xfcr\n\n",
+            RECEIVED.replace(b"UTF8SMTPS", b"ESMTPS") + subject,
+            b"Subject: x\n" + subject.replace(b"body", RECEIVED),
+        ):
+            self.assertFalse(needs_utf8((b"a@b.test",), head), head)
