@@ -55,6 +55,13 @@ class ParseTests(SynchronousTestCase):
             self.check(b"a" + bytes([octet]), (QUOTED, b"a" + bytes([octet])))
         self.check(b"a~\\ ", (ATOM, b"a~ "))
 
+    def test_letters_of_all_the_world(self) -> None:
+        """RFC 6532 §3.2: no quotes for what is UTF-8; qmail gives it some, in domains too, where they mean nothing."""
+        for text in ("jürgen", "例え", "a\u0308"):
+            self.check(text.encode(), (ATOM, text.encode()))
+        for octets in (b"j\xc3", b"\xc3\xbc)", b"\xc3\xbc\x01"):
+            self.check(octets.replace(b")", b"\\)"), (QUOTED, octets))
+
     def test_delimiters(self) -> None:
         self.check(b'"a (b) [c] <d>, \\" \\\\"', (QUOTED, b'a (b) [c] <d>, " \\'))
         self.check(rb"[1.2 \] (]", (LITERAL, b"1.2 ] ("))

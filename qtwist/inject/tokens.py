@@ -8,6 +8,7 @@ The invariant: any octets become tokens or raise :class:`SyntaxTrouble`; nothing
 
 from __future__ import annotations
 
+from qtwist.mail.domains import is_utf8
 from qtwist.mail.quoting import escape
 
 TYPE_CHECKING = False
@@ -42,6 +43,7 @@ _WORDS = frozenset((ATOM, QUOTED, LITERAL, COMMENT))
 _END_OF_ATOM = bytes(octet in b' \t\r\n(["<>;:@,.\\' for octet in range(256))
 _MARK = b"\1"
 # An atom made of these alone is printed as it is; another one goes into quotes.
+_HIGH = bytes(range(128, 256))
 _ATOMIC = bytes(octet for octet in range(32, 127) if octet not in b")]\\")
 
 
@@ -130,7 +132,7 @@ def _atom(tokens: Tokens, text: bytes, marked: bytes, at: int) -> int:
         if at < len(text) and text[at] != 92:
             break
     atom = b"".join(parts)
-    tokens.append((QUOTED if atom.translate(None, _ATOMIC) else ATOM, atom))
+    tokens.append((ATOM if _is_atom(atom) else QUOTED, atom))
     return at
 
 
@@ -145,6 +147,12 @@ def unquote(tokens: Iterable[Token]) -> bytes:
         elif kind != COMMENT:
             parts.append(kind.encode())
     return b"".join(parts)
+
+
+def _is_atom(text: bytes) -> bool:
+    """Whether it can stand without quotes. Unlike in qmail, letters of all the world can, as UTF-8 (RFC 6532 §3.2)."""
+    odd = text.translate(None, _ATOMIC)
+    return not odd or (not odd.translate(None, _HIGH) and is_utf8(text))
 
 
 def unparse(tokens: Sequence[Token]) -> bytes:

@@ -51,9 +51,10 @@ postlog unix-dgram n - n - 1 postlogd
 
 
 class Postfix:
-    """Runs until the test is over; `port` is where it listens, as `name`, with the certificate `pem`."""
+    """Runs until the test is over; `port` is where it listens, as `name`, with the certificate `pem`. `settings` are
+    more lines of main.cf."""
 
-    def __init__(self, case: DaemonCase, name: str, pem: bytes) -> None:
+    def __init__(self, case: DaemonCase, name: str, pem: bytes, *settings: str) -> None:
         self._command = program("postfix", "postfix")
         if os.geteuid() != 0:
             raise SkipTest("needs root: Postfix changes its user ids")
@@ -67,6 +68,8 @@ class Postfix:
         for file, text in (("main.cf", MAIN), ("master.cf", MASTER)):
             with open(os.path.join(self._directory, file), "w") as config:
                 config.write(text.format(directory=self._directory, name=name, port=self.port))
+                if file == "main.cf":
+                    config.writelines(f"{line}\n" for line in settings)
         with open(os.path.join(self._directory, "cert.pem"), "wb") as certificate:
             certificate.write(pem)
         os.chmod(os.path.join(self._directory, "cert.pem"), 0o600)
