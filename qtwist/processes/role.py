@@ -317,6 +317,12 @@ def may_need_network(control: Control, name: str) -> bool:
     return name != "send" and (bool(control.list("policies")) or asks_network(control))
 
 
+def ignore_signals() -> None:
+    """A terminal's signals are for the supervisor."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGALRM, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def main() -> NoReturn:
     """ROLE HOME and its options: user ids of servers for send, the number of processes of its kind for a server."""
     from twisted.internet import reactor
@@ -342,9 +348,10 @@ def main() -> NoReturn:
     # What is here now stays, and little of what comes later is in cycles.
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD, 10, 10)
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGALRM, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # a terminal's signals are for the supervisor
-    reactor.run(installSignalHandlers=False)  # type: ignore[attr-defined,call-arg]
+    ignore_signals()
+    # Of the reactor's handlers we want the one for SIGCHLD: without it, who waits for a program may wait for ever.
+    reactor.callWhenRunning(ignore_signals)  # type: ignore[attr-defined]
+    reactor.run()  # type: ignore[attr-defined]
     sys.exit(1 if process.failed else 0)
 
 

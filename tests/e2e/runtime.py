@@ -71,11 +71,16 @@ def copied() -> str:
     return folder
 
 
+def _with_ours(folder: str) -> str:
+    """PYTHONPATH with `folder` in front of what we have been told ourselves (`make coverage` does)."""
+    return os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 @functools.cache
 def find_runtime() -> Runtime | str:
     """The runtime, or the reason why there is none."""
     account = ordinary_account()
-    here = Runtime(account, sys.executable, CHECKOUT)
+    here = Runtime(account, sys.executable, _with_ours(CHECKOUT))
     if here.usable():
         return here
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
@@ -86,7 +91,7 @@ def find_runtime() -> Runtime | str:
     able = [python for python in candidates if can_run(account, [python, "-c", "import ssl"])]
     if not able:
         return f"no {version} here that the account {account.name} could run the daemon with"
-    there = Runtime(account, able[0], copied())
+    there = Runtime(account, able[0], _with_ours(copied()))
     return there if there.usable() else f"{account.name} cannot run qtwist with {able[0]} from a copy either"
 
 

@@ -192,7 +192,10 @@ class RoleTests(RootCase):
         path = os.path.join(self.directory, "filter")
         queue = " ".join(f"'{word}'" for word in self.runtime.command("queue"))
         with open(path, "w", encoding="ascii") as file:
-            file.write(f'#!/bin/sh\n{{ echo "X-Filter: $(id -un)"; cat; }} | {queue}\n')
+            # It ends some time after it has closed everything.
+            file.write(
+                f'#!/bin/sh\n{{ echo "X-Filter: $(id -un)"; cat; }} | {queue} || exit\nexec <&- >&- 6>&-; sleep 0.3\n'
+            )
         os.chmod(path, 0o755)
         self.write_control("tcp.smtp", f'127.:allow,QMAILQUEUE="{path}"\n')
         self.start()
