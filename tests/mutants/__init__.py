@@ -12,7 +12,7 @@ import attrs
 @attrs.frozen
 class Mutant:
     """One fault: in `file` (below qtwist/), `old`, which stands there exactly once, becomes `new`. `tests` are modules
-    below tests/, one of which has to fail; `what` says in a few words what is wrong then."""
+    below tests/, or test cases in them, one of which has to fail; `what` says in a few words what is wrong then."""
 
     what: str
     file: str

@@ -13,14 +13,14 @@ DELIVERIES = (
         "files/maildir.py",
         "            yield Sync(target)\n",
         "            pass\n",
-        "sim.test_machine",
+        "sim.test_machine.StopEverywhere",
     ),
     of(
         "maildir: new is not synced",
         "files/maildir.py",
         "            yield SyncDirectory(os.path.dirname(new))\n",
         "            yield from ()\n",
-        "sim.test_machine",
+        "sim.test_machine.StopEverywhere",
     ),
     of(
         "maildir: told as failed, and there",
@@ -64,7 +64,14 @@ DELIVERIES = (
         "            pass\n",
         "test_files_mbox",
     ),
-    of("mbox: not synced", "files/mbox.py", "        disk.fsync(mbox)\n", "", "test_files_mbox", "sim.test_machine"),
+    of(
+        "mbox: not synced",
+        "files/mbox.py",
+        "        disk.fsync(mbox)\n",
+        "",
+        "test_files_mbox",
+        "sim.test_machine.StopEverywhere",
+    ),
     of(
         "mbox: no lock",
         "files/mbox.py",
@@ -159,8 +166,10 @@ DELIVERIES = (
     of(
         "forward-only files run programs",
         "local/deliver.py",
-        '            if forward_only:\n                raise DeliveryError(TEMPORARY, b"The .qmail file may only forward, but it runs',
-        '            if False:\n                raise DeliveryError(TEMPORARY, b"The .qmail file may only forward, but it runs',
+        "            if forward_only:\n"
+        '                raise DeliveryError(TEMPORARY, b"The .qmail file may only forward, but it runs',
+        "            if False:\n"
+        '                raise DeliveryError(TEMPORARY, b"The .qmail file may only forward, but it runs',
         "test_local_deliver",
     ),
     of("a list without owner's sender", "local/deliver.py", '+ b"-owner"\n', '+ b"-owners"\n', "test_local_deliver"),

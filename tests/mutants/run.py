@@ -24,7 +24,7 @@ from tests.mutants.tables import MUTANTS
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 #: Seconds for the tests of one mutant; one that makes them hang is noticed, too.
-PATIENCE = 120
+PATIENCE = 300
 #: Copies of the tree that are worked in side by side.
 WORKERS = min(4, os.cpu_count() or 1)
 #: What the tests need of the tree.

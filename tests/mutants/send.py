@@ -118,7 +118,7 @@ SEND = (
         "                await self.queue.append_bounce(one.number, paragraph)\n",
         "                self.queue.append_bounce(one.number, paragraph)\n",
         "test_send_manager",
-        "sim.test_machine",
+        "sim.test_machine.StopEverywhere",
     ),
     of(
         "a mark is not waited for",
@@ -126,7 +126,7 @@ SEND = (
         "            await self.queue.mark(one.number, channel.name, record.offset)\n",
         "            self.queue.mark(one.number, channel.name, record.offset)\n",
         "test_send_manager",
-        "sim.test_machine",
+        "sim.test_machine.StopEverywhere",
     ),
     of(
         "nothing is marked",
@@ -202,9 +202,10 @@ SEND = (
         "the bounce file goes before the notice",
         "send/manager.py",
         "        info: MessageInfo = await self.queue.info(number)\n        if info",
-        "        info: MessageInfo = await self.queue.info(number)\n        await self.queue.discard_bounce(number)\n        if info",
+        "        info: MessageInfo = await self.queue.info(number)\n"
+        "        await self.queue.discard_bounce(number)\n        if info",
         "test_send_manager",
-        "sim.test_machine",
+        "sim.test_machine.StopEverywhere",
     ),
     of(
         "bounces of double bounces",

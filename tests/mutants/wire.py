@@ -47,15 +47,19 @@ WIRE = (
     of(
         "databytes one octet more",
         "wire/smtp_body.py",
-        "        self.size += len(text)\n        if self._limit and self.size > self._limit:\n            self.too_big = True\n        return text, rest",
-        "        self.size += len(text)\n        if self._limit and self.size > self._limit + 1:\n            self.too_big = True\n        return text, rest",
+        "        self.size += len(text)\n        if self._limit and self.size > self._limit:\n"
+        "            self.too_big = True\n        return text, rest",
+        "        self.size += len(text)\n        if self._limit and self.size > self._limit + 1:\n"
+        "            self.too_big = True\n        return text, rest",
         "test_wire_smtp_server",
     ),
     of(
         "databytes by BDAT one octet more",
         "wire/smtp_body.py",
-        "        self.size += len(text)\n        if self._limit and self.size > self._limit:\n            self.too_big = True\n        return text\n",
-        "        self.size += len(text)\n        if self._limit and self.size > self._limit + 1:\n            self.too_big = True\n        return text\n",
+        "        self.size += len(text)\n        if self._limit and self.size > self._limit:\n"
+        "            self.too_big = True\n        return text\n",
+        "        self.size += len(text)\n        if self._limit and self.size > self._limit + 1:\n"
+        "            self.too_big = True\n        return text\n",
         "test_wire_smtp_chunking",
     ),
     of(
@@ -309,7 +313,8 @@ WIRE = (
     of(
         "QMTP: answers out of order",
         "wire/qmtp_server.py",
-        "        while pending and pending[0].common is not None:\n            self._output.append(pending.popleft().to_bytes())",
+        "        while pending and pending[0].common is not None:\n"
+        "            self._output.append(pending.popleft().to_bytes())",
         "        pending.remove(package)\n        self._output.append(package.to_bytes())",
         "test_wire_qmtp_server",
     ),
@@ -345,7 +350,8 @@ WIRE = (
         "QMQP: the sender is a recipient",
         "wire/qmqp.py",
         "        elif self._addresses == 1:\n            self.sender = address\n        else:\n",
-        "        elif self._addresses == 1:\n            self.sender = address\n            self.recipients.append(address)\n        else:\n",
+        "        elif self._addresses == 1:\n            self.sender = address\n"
+        "            self.recipients.append(address)\n        else:\n",
         "test_wire_qmqp",
     ),
     of(
