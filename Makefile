@@ -15,7 +15,7 @@ JOURNAL := 0
 # Debian keeps Postfix's smtp-source and smtp-sink there.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: bench coverage fuzz soak-faults soak-overload help demo demo-stop test lint types build clean
+.PHONY: bench coverage fuzz mutants soak-faults soak-overload help demo demo-stop test lint types build clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo 'make soak-faults SECONDS=600 JOURNAL=1  kill the daemon and its roles under load, and account for every message'
 	@echo 'make coverage   which branches the unit tests take'
 	@echo 'make soak-overload            ten times the load of the tests of overload'
+	@echo 'make mutants    break the code in 250 places, and see whether the tests notice'
 	@echo 'make fuzz SECONDS=600         hostile bytes for every engine and parser'
 	@echo 'make lint       check style and formatting'
 	@echo 'make types      check types'
@@ -101,6 +102,11 @@ $(VENV)/.installed-fuzz: pyproject.toml | $(VENV)/.installed-test
 
 fuzz: $(VENV)/.installed-fuzz
 	$(RUN) -m tests.fuzz.run $(SECONDS) $(SEED)
+
+# The code broken on purpose, in a copy; MUTANTS=word chooses by file or description.
+MUTANTS :=
+mutants: $(VENV)/.installed-test
+	$(RUN) -m tests.mutants.run $(MUTANTS)
 
 # Beside Postfix, as root, where other accounts can run this Python (bench/README.md).
 bench: $(VENV)/.installed

@@ -307,7 +307,9 @@ class JournalTests(JournalCase):
         [name] = os.listdir(self.directory)
         with open(f"{self.directory}/{name}", "r+b") as file:
             file.seek(FIRST_SIZE + len(pack(FLUSHED, USE)))
-            file.write(b"\xff")
+            [octet] = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([octet ^ 0xFF]))
         again, found = self.opened()
         self.assertEqual([record.number for record in found], [2, 3])
         [damage] = again.damage
@@ -323,7 +325,9 @@ class JournalTests(JournalCase):
         [name] = os.listdir(self.directory)
         with open(f"{self.directory}/{name}", "r+b") as file:
             file.seek(FIRST_SIZE + len(pack(FLUSHED, USE)))
-            file.write(b"\xff")
+            [octet] = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([octet ^ 0xFF]))
         self.assertEqual(len(self.opened()[0].damage), 1)
 
     def test_failing_disk(self) -> None:

@@ -24,6 +24,7 @@ from qtwist.wire.smtp_body import BodyDecoder
 from qtwist.wire.smtp_client import SMTPClient, Transaction
 from qtwist.wire.smtp_reply import Reply
 from qtwist.wire.smtp_server import SMTPServer
+from tests.fuzz import framing
 
 _SMTP_REPLIES = re.compile(rb"(?:[2-5][0-9][0-9][ -][^\r\n\0]*\r\n)*")
 _SMTP_COMMANDS = re.compile(rb"(?:[^\r\n\0]*\r\n)*")
@@ -61,7 +62,7 @@ def smtp_server_outcome(parts: Iterable[bytes]) -> Outcome:
     """A server that refuses what has a ``z`` in it."""
     engine = SMTPServer(b"mx.test", limits=smtp_server.Limits(recipients=50))
     engine.databytes = 5000
-    engine.offer_chunking = engine.offer_xclient = True
+    engine.offer_chunking = engine.offer_xclient = engine.offer_etrn = True
     engine.has_auth = True
     engine.mechanisms = tuple(MECHANISMS)
     engine.channel = CHANNEL
@@ -308,6 +309,7 @@ ENGINES = {
     "netstring": netstring_outcome,
     "smtp_body": body_outcome,
     "dot_stuffing": sender_outcome,
+    **framing.FRAMING,
 }
 
 _FIRST = b64encode(b"n,,n=joe,r=abc")
@@ -322,6 +324,7 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b"DATA\r\nReceived: x\r\nSubject: y\r\n\r\n..dot\r\n.\r\nQUIT\r\n",
         b"EHLO c.test\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nBDAT 3\r\na\r\nRSET\r\nBDAT 2 LAST\r\nxx"
         b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nBDAT 4\r\na\r\n\rDATA\r\nBDAT 3\r\n\nb\0BDAT 0 LAST\r\nQUIT\r\n",
+        b"EHLO a\r\nETRN host.test\r\nETRN #queue\r\nETRN @b\r\nMAIL FROM:<a@b> REQUIRETLS\r\nETRN x\r\nQUIT\r\n",
         b"EHLO a\r\nMAIL FROM:<a@b> BODY=BINARYMIME\r\nRCPT TO:<c@d>\r\nBDAT 76\r\n"
         b"Content-Transfer-Encoding: binary\r\nContent-Type: multipart/x; boundary=b\r\n\r\n"
         b"BDAT 48 LAST\r\n\r\n--b\r\nContent-Transfer-Encoding: binary\r\n\r\n\0\n\r\r\n--b--",
@@ -366,5 +369,6 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
     ),
     "netstring": (b"5:hello,", b"0:,", b"1000:" + b"x" * 1000 + b","),
     "smtp_body": (b"Subject: x\r\n\r\n..dot\r\n.\r\nQUIT\r\n", b".\r\n", b"a\n.\nb\r\n.\r\n", b"a\r.\r\nb\0\r\n.\r\n"),
+    **framing.SEEDS,
     "dot_stuffing": (b".\n..\n\r\n.\r\n.\r", b"hello\n.\n", b"\r\r\n.\0.\n"),
 }

@@ -10,6 +10,7 @@ import contextlib
 import os
 import tempfile
 from functools import cache
+from ipaddress import ip_address
 
 from qtwist.control import CONTROL_FILES, Control, ControlError
 from qtwist.control_reading import first_line, split_lines
@@ -24,7 +25,8 @@ from qtwist.mail.holds import Hold
 from qtwist.mail.rewriting import Rewriter
 from qtwist.queue import journal, records
 from qtwist.remote import reports, routes, tcpto
-from qtwist.wire import spawning
+from qtwist.tls import dane
+from qtwist.wire import mta_sts, spawning, xclient
 
 
 @cache
@@ -243,7 +245,46 @@ def spawning_packets(data: bytes) -> None:
             read(data)
 
 
+def xclient_attributes(data: bytes) -> None:
+    """XR: attributes of their kind, or ValueError; nothing in them ends a line."""
+    try:
+        found = xclient.parse_xclient(data)
+    except ValueError:
+        return
+    assert found and set(found) <= set(xclient.ATTRIBUTES)
+    assert not any(set(value) & set(b"\r\n\0") for value in found.values() if value is not None)
+    for keyword in (b"ADDR", b"DESTADDR"):
+        if (address := found.get(keyword)) is not None:
+            ip_address(address.decode("ascii"))
+
+
+def sts_policy(data: bytes) -> None:
+    """RFC 8461 §3: a policy or PolicyError; what is announced is an id."""
+    announced = mta_sts.parse_record([data])
+    assert announced is None or announced.isalnum()
+    mta_sts.parse_record([data[:20], data[20:]])
+    try:
+        policy = mta_sts.parse_policy(data)
+    except mta_sts.PolicyError:
+        return
+    assert policy.exchangers or policy.mode == "none"
+    assert all(policy.matches(name) for name in policy.exchangers if not name.startswith(b"*"))
+
+
+def tlsa_record(data: bytes) -> None:
+    """RFC 6698 §2.1: what is usable can be held against a certificate; a certificate that is no DER is ValueError."""
+    records = [dane.TLSA(*data[at : at + 3], data[at + 3 : at + 68]) for at in range(0, len(data) - 3, 68)]
+    good = dane.usable(records[:100])
+    assert len(good) <= dane.MOST_RECORDS and all(record.usable for record in good)
+    with contextlib.suppress(ValueError):
+        assert dane.public_key_info(data) in data
+    dane.problem([], good, lambda: None)
+
+
 PARSERS = {
+    "xclient_attributes": xclient_attributes,
+    "sts_policy": sts_policy,
+    "tlsa_record": tlsa_record,
     "mail_address": mail_address,
     "mail_rewriting": mail_rewriting,
     "mail_holds": mail_holds,
@@ -265,6 +306,21 @@ _CDB = bytes.fromhex("0800000000000000" * 1)
 _JOURNAL = journal.pack_first(journal.Use(1, 0x0123456789ABCDEF), 1)
 
 SEEDS: dict[str, tuple[bytes, ...]] = {
+    "xclient_attributes": (
+        b"NAME=a.b ADDR=IPV6:::1 HELO=x+20y PORT=25 PROTO=esmtp",
+        b"NAME=[UNAVAILABLE] DESTADDR=192.0.2.1 DESTPORT=65536",
+        b"ADDR=1.2.3.4 ADDR=1.2.3.4 HELO=+0D+0A",
+    ),
+    "sts_policy": (
+        b"version: STSv1\r\nmode: enforce\r\nmx: *.a.test\r\nmx: b.test.\r\nmax_age: 86400\r\n",
+        b"version: STSv1\nmode: none\nmax_age: 99999999999\n",
+        b"v=STSv1; id=20160831085700Z;",
+    ),
+    "tlsa_record": (
+        b"\3\1\1" + bytes(32) + b"\2\0\2" + bytes(64),
+        bytes.fromhex("3016a003020102020101300030003000300030060302000003"),
+        b"\x30\x84\xff\xff\xff\xff\xa0",
+    ),
     "mail_address": (b"FROM:<@a,@b:c@d.test> SIZE=5", b'TO:<"a b\\""@[127.0.0.1]>', b"a%b@c -@[]", b"x@[127.0.0.1]"),
     "mail_rewriting": (
         b"a%b%c@hack.test\nx.test:p\n.y.test:\n:all\nu@z.test:q",
