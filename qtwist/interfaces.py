@@ -12,6 +12,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
+from qtwist.mail.asked import Kept
 from qtwist.mail.envelope import Envelope, Origin, Report
 
 
@@ -90,15 +91,6 @@ class QueuedMessage:
 
     number: int
     due: dict[str, float]
-
-
-@attrs.frozen
-class Kept:
-    """What was asked for of a message (RFC 3461), in the words of :mod:`qtwist.mail.asked`: `mail` of all of it, and
-    `recipients` of those who have parameters, by channel and offset of their records."""
-
-    mail: bytes
-    recipients: dict[tuple[str, int], bytes]
 
 
 @attrs.frozen

@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from qtwist.interfaces import Kept
 from qtwist.mail import asked
-from qtwist.mail.asked import Asked
+from qtwist.mail.asked import Asked, Kept
 from qtwist.mail.envelope import Envelope
 from qtwist.queue.records import format_asked, format_envelope, parse_asked, parse_envelope
 from qtwist.queue.routing import Routing

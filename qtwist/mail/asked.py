@@ -38,6 +38,15 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """The parameters of a queued message, and of those of its recipients who have some, by channel and offset of their
+    records in its file."""
+
+    mail: bytes
+    recipients: dict[tuple[str, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class OfMessage:
     """RET (``FULL``, ``HDRS`` or empty), and ENVID, decoded."""
 

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import attrs
 
-from qtwist.interfaces import Kept, RecipientRecord
+from qtwist.interfaces import RecipientRecord
 from qtwist.mail import asked as dsn
+from qtwist.mail.asked import Kept
 from qtwist.mail.envelope import Envelope
 
 #: The longest address that an envelope may hold (§6.2).

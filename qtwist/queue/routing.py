@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from qtwist.interfaces import Kept
+from qtwist.mail.asked import Kept
 
 Route = Callable[[bytes], tuple[str, bytes]]
 
