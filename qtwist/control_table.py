@@ -287,6 +287,15 @@ _TABLE = (
         check=checks.server,
     ),
     ControlFile(
+        "delaywarn",
+        INTEGER,
+        _SEND,
+        "start",
+        "seconds after which [a delay is reported](dsn.md), where that was asked for",
+        14400,
+        check=checks.number(0),
+    ),
+    ControlFile(
         "doublebouncehost",
         LINE,
         _SEND,
@@ -304,6 +313,15 @@ _TABLE = (
         "local part of the recipient of double bounces",
         b"postmaster",
         check=checks.local_part,
+    ),
+    ControlFile(
+        "dsnbounces",
+        INTEGER,
+        _SEND,
+        "start",
+        "1: all notices of failure are [reports for programs](dsn.md), too",
+        0,
+        check=checks.number(0),
     ),
     ControlFile(
         "ehlodiscard",

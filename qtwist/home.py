@@ -290,5 +290,7 @@ class Home:
                 self._line("bouncehost"),
                 self._line("doublebounceto"),
                 self._line("doublebouncehost"),
+                self.control.integer("delaywarn"),
+                self.control.integer("dsnbounces") > 0,
             ),
         )

@@ -12,6 +12,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
+from qtwist.mail.asked import Kept
 from qtwist.mail.envelope import Envelope, Origin, Report
 
 
@@ -94,10 +95,11 @@ class QueuedMessage:
 
 @attrs.frozen
 class MessageInfo:
-    """What info/ knows of a message: the stored sender, and its birth (seconds since the epoch)."""
+    """What info/ knows of a message: the stored sender, its birth (seconds since the epoch), and what was asked for."""
 
     sender: bytes
     birth: float
+    asked: Kept | None = None
 
 
 @attrs.frozen
@@ -202,7 +204,8 @@ class Delivery:
 
     `fd` is the message, read-only and seekable; whoever takes the Delivery owns the descriptor and closes it.
     `siblings` is a hint: how many deliveries of the message may be under way soon, this one included. 1 says that it
-    has to go alone.
+    has to go alone. `asked_mail` and `asked` are the parameters of message and recipient (RFC 3461) for a server that
+    knows them.
     """
 
     number: int
@@ -210,6 +213,8 @@ class Delivery:
     sender: bytes
     recipient: bytes
     siblings: int = 1
+    asked_mail: bytes = b""
+    asked: bytes = b""
 
 
 class ISpawner(Interface):

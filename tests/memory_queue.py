@@ -22,6 +22,7 @@ from qtwist.interfaces import (
     QueueError,
     RecipientRecord,
 )
+from qtwist.mail.asked import Kept
 from qtwist.mail.envelope import Envelope, Origin, Report
 
 
@@ -129,13 +130,18 @@ class MemoryQueue:
                 continue
             envelope = self.envelopes.pop(number)
             now = self.clock.seconds()
-            self.infos[number] = MessageInfo(envelope.sender, now)
             channels = set()
-            for recipient in envelope.recipients:
+            kept = {}
+            for index, recipient in enumerate(envelope.recipients):
                 channel, address = route(recipient)
-                self.files.setdefault((number, channel), []).append([False, address])
+                records = self.files.setdefault((number, channel), [])
+                if envelope.asked is not None and envelope.asked.recipients[index]:
+                    kept[channel, len(records)] = envelope.asked.recipients[index]
+                records.append([False, address])
                 self.due[number, channel] = now
                 channels.add(channel)
+            asked = None if envelope.asked is None else Kept(envelope.asked.mail, kept)
+            self.infos[number] = MessageInfo(envelope.sender, now, asked)
             results.append(
                 Preprocessed(
                     number, len(self.messages[number]), envelope.sender, number, 1000, now, frozenset(channels)

@@ -196,7 +196,7 @@ class Accepting(WithFactory):
 
     def test_ehlodiscard(self) -> None:
         """What control/ehlodiscard names is not announced; BDAT is not taken then, and replies are qmail's."""
-        self.put("ehlodiscard", "chunking\nENHANCEDSTATUSCODES\nSIZE\n")
+        self.put("ehlodiscard", "chunking\nENHANCEDSTATUSCODES\nSIZE\nDSN\n")
         client = self.client()
         self.assertEqual(
             client.say(b"EHLO cli.test"),

@@ -64,6 +64,7 @@ class Dialogues(Transcript):
             S: 250-8BITMIME
             S: 250-SMTPUTF8
             S: 250-ENHANCEDSTATUSCODES
+            S: 250-DSN
             S: 250-LIMITS RCPTMAX=10000
             S: 250-SIZE
             S: 250 AUTH PLAIN LOGIN

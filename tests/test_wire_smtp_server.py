@@ -140,6 +140,7 @@ class Dialogue(Transcript):
             S: 250-8BITMIME
             S: 250-SMTPUTF8
             S: 250-ENHANCEDSTATUSCODES
+            S: 250-DSN
             S: 250-LIMITS RCPTMAX=10000
             S: 250 SIZE 1000
             C: MAIL FROM:<a@b> SIZE=1001
@@ -327,7 +328,7 @@ class Dialogue(Transcript):
             S: 555 ...
             C: MAIL FROM:<a@b>  SIZE=12  BODY=7bit
             S: 250 ok
-            C: RCPT TO:<a@b> NOTIFY=NEVER
+            C: RCPT TO:<a@b> RET=FULL
             S: 555 ...
             """
         )

@@ -105,6 +105,7 @@ class Dialogue(Transcript):
             S: 250-8BITMIME
             S: 250-SMTPUTF8
             S: 250-ENHANCEDSTATUSCODES
+            S: 250-DSN
             S: 250-LIMITS RCPTMAX=10000
             S: 250 SIZE
             C: RCPT TO:<a@b>
@@ -135,6 +136,7 @@ class Dialogue(Transcript):
             S: 250-8BITMIME
             S: 250-SMTPUTF8
             S: 250-ENHANCEDSTATUSCODES
+            S: 250-DSN
             S: 250-LIMITS RCPTMAX=10000
             S: 250 SIZE
             C: QUIT
@@ -145,7 +147,7 @@ class Dialogue(Transcript):
     def test_discarded(self) -> None:
         """What is not announced is not done."""
         engine = SMTPServer(b"mx.test")
-        engine.discard = frozenset({b"ENHANCEDSTATUSCODES", b"PIPELINING", b"LIMITS"})
+        engine.discard = frozenset({b"ENHANCEDSTATUSCODES", b"PIPELINING", b"LIMITS", b"DSN"})
         engine.receive(b"EHLO c\r\nNOOP\r\n")
         drive(engine)
         self.assertEqual(

@@ -35,6 +35,7 @@ class SMTPTests(Transcript):
             S: 250-8BITMIME
             S: 250-SMTPUTF8
             S: 250-ENHANCEDSTATUSCODES
+            S: 250-DSN
             S: 250-LIMITS RCPTMAX=10000
             S: 250-SIZE
             S: 250 STARTTLS
@@ -52,6 +53,7 @@ class SMTPTests(Transcript):
             S: 250-8BITMIME
             S: 250-SMTPUTF8
             S: 250-ENHANCEDSTATUSCODES
+            S: 250-DSN
             S: 250-LIMITS RCPTMAX=10000
             S: 250-SIZE
             S: 250 REQUIRETLS

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qtwist.mail.asked import Asked
+
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """Who sent a message and who shall get it.
 
     Addresses are unquoted bytes as qmail stores them (``joe@example.org``, ``a b@example.org``); the empty sender is
-    a bounce and ``#@[]`` a double bounce (spec/qmail.md §27).
+    a bounce and ``#@[]`` a double bounce (spec/qmail.md §27). `asked` is what the sender wants to be told (RFC 3461),
+    None where nothing was said of it.
     """
 
     sender: bytes
     recipients: tuple[bytes, ...]
+    asked: Asked | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from typing import Any
 import attrs
 
 from qtwist.mail.address import Address, sanitise_received
+from qtwist.mail.asked import Asked
+from qtwist.mail.envelope import Envelope
 from qtwist.mail.received import server_received
 from qtwist.mail.require_tls import MARK
 from qtwist.tls.info import TLSInfo
@@ -64,6 +66,8 @@ class Session:
     relay_certificate: bytes = b""  # the address in the client's certificate that gave it RELAYCLIENT
     require_tls: bool = False  # MAIL came with REQUIRETLS (RFC 8689)
     utf8: bool = False  # MAIL came with SMTPUTF8 (RFC 6531)
+    asked_mail: bytes = b""  # what MAIL came with of RFC 3461, as qtwist.mail.asked keeps it
+    asked: dict[bytes, bytes] = attrs.field(factory=dict)  # the same of RCPT, by recipient
     declared_size: int = 0  # octets, from SIZE= of MAIL; 0 when not given
     recipients: list[Address] = attrs.field(factory=list)
     heard: int = 0  # octets that the client has sent
@@ -122,10 +126,19 @@ class Session:
         self.extended = False
         self.forget_transaction()
 
+    def with_asked(self, envelope: Envelope) -> Envelope:
+        """The envelope of this transaction, with what was asked for in it. Who was named twice has the last word."""
+        if not (self.asked_mail or self.asked):
+            return envelope
+        asked = Asked(self.asked_mail, tuple(self.asked.get(one, b"") for one in envelope.recipients))
+        return Envelope(envelope.sender, envelope.recipients, asked)
+
     def forget_transaction(self) -> None:
         self.sender = None
         self.declared_size = 0
         self.require_tls = self.utf8 = False
+        self.asked_mail = b""
+        self.asked = {}
         self.recipients = []
 
 

@@ -94,7 +94,10 @@ class ProcessSpawner:
         assert self._connection is not None
         number = next(self._numbers) & 0xFFFFFFFF
         try:
-            packet = spawning.request(number, delivery.number, delivery.sender, delivery.recipient, delivery.siblings)
+            parameters = delivery.asked_mail, delivery.asked
+            packet = spawning.request(
+                number, delivery.number, delivery.sender, delivery.recipient, delivery.siblings, parameters
+            )
         except ValueError:
             os.close(delivery.fd)
             result.callback(Report.failure(b"There is a NUL in the addresses. (#5.1.3)\n"))
@@ -141,7 +144,8 @@ class SpawnerServer:
             for fd in fds:
                 os.close(fd)
             raise
-        result = self._spawner.deliver(Delivery(message, fd, sender, recipient, siblings))
+        delivery = Delivery(message, fd, sender, recipient, siblings, *spawning.read_parameters(packet))
+        result = self._spawner.deliver(delivery)
         result.addCallback(
             lambda report: self._connection.send(spawning.reply(number, ord(report.letter), report.text))
         )

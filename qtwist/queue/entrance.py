@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from qtwist.interfaces import Accepted, AnswerLost, IIncomingMessage, IQueueEntrance, QueueError
+from qtwist.mail.asked import joined
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.queue.client import BROKE_OFF, NO_NETWORK, QueueRefused, read_answer
 from qtwist.queue.incoming import MEMORY_LIMIT
@@ -47,7 +48,7 @@ class _DoorMessage(Protocol):
         if self._outcome is None:
             self._result = Deferred()
             self._send(
-                b"".join((b"0:,", encode(envelope.sender), *map(encode, envelope.recipients), b".")),
+                b"".join((b"0:,", *map(encode, joined(envelope.sender, envelope.recipients, envelope.asked)), b".")),
             )
             return self._result
         return succeed(self._outcome) if isinstance(self._outcome, Accepted) else fail(self._outcome)

@@ -17,7 +17,8 @@ from qtwist.queue.commit import GroupCommitter
 from qtwist.queue.incoming import IncomingFile
 from qtwist.queue.layout import open_layout
 from qtwist.queue.orphans import remove_orphans
-from qtwist.queue.preprocess import Route, preprocess
+from qtwist.queue.preprocess import preprocess
+from qtwist.queue.routing import Route
 from qtwist.queue.store import Scan, Store
 from qtwist.queue.sync import batch_limit, close_quietly, filesystem_roots
 from qtwist.queue.trigger import TriggerReader, pull_trigger

@@ -41,6 +41,7 @@ BOUNCE = b"B"
 UNBOUNCE = b"U"
 DONE = b"D"
 END = b"E"
+ASKED = b"Q"
 _FIRST = b"F"
 _FLUSHED = b"S"
 
@@ -393,6 +394,7 @@ class Entry:
     channels: dict[str, bytearray] | None = None
     due: dict[str, float] = attrs.field(factory=dict)
     bounce: bytearray | None = None
+    asked: bytes = b""  # what info/N has behind the sender, for the channels as they are
 
     def apply(self, record: Record) -> None:
         """Take in what one record says of this message. ValueError for a record that cannot be."""
@@ -401,6 +403,8 @@ class Entry:
             if kind == ROUTED:
                 self.channels = dict(_read_routed(payload))
                 self.due = {channel: self.birth for channel in self.channels}
+            elif kind == ASKED:
+                self.asked = payload
             elif kind == MARK:
                 letter, offset = _MARK.unpack(payload)
                 assert self.channels is not None

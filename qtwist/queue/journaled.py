@@ -31,9 +31,16 @@ from qtwist.queue.incoming_entry import IncomingEntry
 from qtwist.queue.journal import Entry, Journal, Record
 from qtwist.queue.live import Live
 from qtwist.queue.numbers import Numbers
-from qtwist.queue.preprocess import Route
-from qtwist.queue.records import format_envelope, format_recipients, parse_envelope, parse_recipients
+from qtwist.queue.records import (
+    format_asked,
+    format_envelope,
+    format_recipients,
+    parse_asked,
+    parse_envelope,
+    parse_recipients,
+)
 from qtwist.queue.recovery import Unrecoverable, journal_directory, recover
+from qtwist.queue.routing import Route, Routing
 from qtwist.queue.settle import settle, unsettle
 from qtwist.queue.workers import Stopped
 from qtwist.queue.writer import JournalWriter
@@ -267,20 +274,24 @@ class JournaledQueue(FileQueue):
     def _preprocess_live(self, live: Live, route: Route) -> Preprocessed | tuple[int, str]:
         entry = live.entry
         recipients: list[bytes] = []
-        head = parse_envelope([entry.envelope], "the journal", recipients.extend)
-        channels: dict[str, bytearray] = {}
-        for recipient in recipients:
-            channel, address = route(recipient)
-            channels.setdefault(channel, bytearray()).extend(format_recipients([address]))
+        routing = Routing(route)
+        head = parse_envelope([entry.envelope], "the journal", recipients.extend, routing.asked)
+        routed = routing.take(recipients)
+        channels = {channel: bytearray(format_recipients(addresses)) for channel, addresses in routed.items()}
+        kept = routing.kept(head.asked_mail)
+        if kept is not None:
+            # Before the other: were it alone to survive a crash, it would not count, as all is routed anew then.
+            self._append(live, Record(records.ASKED, entry.number, format_asked(kept)))
         self._append(live, records.routed(entry.number, channels))
         return Preprocessed(
             entry.number, len(entry.message), head.sender, head.qp, head.uid, entry.birth, frozenset(channels)
         )
 
     def info(self, number: int) -> Deferred[MessageInfo]:
-        return self._do(
-            number, lambda live: MessageInfo(live.sender, live.entry.birth), lambda: FileQueue.info(self, number)
-        )
+        def read(live: Live) -> MessageInfo:
+            return MessageInfo(live.sender, live.entry.birth, parse_asked(live.entry.asked, "the journal"))
+
+        return self._do(number, read, lambda: FileQueue.info(self, number))
 
     def recipients(
         self, number: int, channel: str, offset: int, limit: int

@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from qtwist.interfaces import Accepted, AnswerLost, IIncomingMessage, QueueError
+from qtwist.mail.asked import joined, part
 from qtwist.mail.envelope import Envelope
 from qtwist.mail.queue_texts import report
 from qtwist.queue.client import BROKE_OFF, NO_NETWORK
@@ -80,8 +81,8 @@ class PipelinedRequests:
             try:
                 incoming = self._begin()
                 incoming.write(message)  # it is in memory already: no need to wait
-                result = incoming.commit(Envelope(sender, recipients))
-            except (QueueError, OSError):
+                result = incoming.commit(Envelope(*part(sender, recipients)))
+            except (QueueError, OSError, ValueError):
                 result = fail(Failure())
             result.addCallbacks(self._accepted, self._refused, callbackArgs=(number,), errbackArgs=(number,))
 
@@ -202,7 +203,8 @@ class PipelinedDoor:
     def submit(self, message: bytes, envelope: Envelope) -> Deferred[Accepted] | None:
         """Queue a message; None when it is too large for this. Errbacks with QueueError."""
         self._number = (self._number + 1) % _NUMBERS
-        data = pipelined.request(self._number, message, envelope.sender, envelope.recipients)
+        sender, *recipients = joined(envelope.sender, envelope.recipients, envelope.asked)
+        data = pipelined.request(self._number, message, sender, recipients)
         if data is None:
             return None
         if self._line is None:

@@ -6,7 +6,7 @@ the message counts for nothing and is made anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 
@@ -17,13 +17,13 @@ from qtwist.queue.records import (
     RECORD_LIMIT,
     EnvelopeHead,
     UnknownRecord,
+    format_asked,
     format_info,
     format_recipients,
     parse_envelope,
 )
+from qtwist.queue.routing import Route, Routing
 from qtwist.queue.sync import BatchSync, batch_limit, close_quietly, unlink_if_there
-
-Route = Callable[[bytes], tuple[str, bytes]]
 
 _BLOCK_SIZE = 64 * 1024
 
@@ -100,7 +100,7 @@ class _Writer:
         self._layout = layout
         self._sync = sync
         self._number = number
-        self._route = route
+        self._routing = Routing(route)
         self._files: dict[str, int] = {}  # descriptors of what is being written, by room
 
     def write(self) -> _Written:
@@ -117,8 +117,8 @@ class _Writer:
             for room in ("local", "remote", "info", "bounce"):
                 self._unlink(room)
             self._create("info")
-            head = parse_envelope(self._blocks(fd, todo), todo, self._take)
-            self._write("info", format_info(head.sender))
+            head = parse_envelope(self._blocks(fd, todo), todo, self._take, self._routing.asked)
+            self._write("info", format_info(head.sender) + format_asked(self._routing.kept(head.asked_mail)))
             birth = self._birth()
             channels = frozenset(self._files) - {"info"}
             while self._files:
@@ -158,13 +158,9 @@ class _Writer:
 
     def _take(self, recipients: list[bytes]) -> None:
         """Append some recipients to their channels; a channel's file is made when its first one comes."""
-        routed: dict[str, list[bytes]] = {}
-        for recipient in recipients:
-            channel, address = self._route(recipient)
-            if b"\0" in address or len(address) >= RECORD_LIMIT:
+        for channel, addresses in self._routing.take(recipients).items():
+            if max(map(len, addresses)) >= RECORD_LIMIT or b"\0" in b"".join(addresses):
                 raise _Trouble(f"trouble writing to {self._layout.name(channel, self._number)}")
-            routed.setdefault(channel, []).append(address)
-        for channel, addresses in routed.items():
             if channel not in self._files:
                 self._create(channel)
             self._write(channel, format_recipients(addresses))

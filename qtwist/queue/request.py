@@ -149,7 +149,7 @@ class RequestProtocol(Protocol):
             return
         assert self._incoming is not None
         self._committing = True
-        done = self._incoming.commit(Envelope(engine.sender, tuple(engine.recipients)))
+        done = self._incoming.commit(Envelope(engine.sender, tuple(engine.recipients), engine.asked))
         done.addCallbacks(self._accepted, self._refused)
 
     def _accepted(self, accepted: Accepted) -> None:

@@ -87,7 +87,7 @@ def _write_head(disk: Disk, layout: Layout, reserved: str, entry: Entry, sync: B
         disk.link(layout.path("intd", number), layout.path("todo", number))
         return
     sender = parse_envelope([entry.envelope], "the journal", lambda _: None).sender
-    _create(disk, layout, "info", number, PRIVATE_MODE, format_info(sender), entry.birth, sync)
+    _create(disk, layout, "info", number, PRIVATE_MODE, format_info(sender) + entry.asked, entry.birth, sync)
 
 
 def _create(

@@ -16,7 +16,7 @@ from collections.abc import Container, Iterable, Iterator
 from qtwist.files.disk import Disk
 from qtwist.interfaces import MessageInfo, QueuedMessage, RecipientRecord
 from qtwist.queue.layout import PRIVATE_MODE, Layout, message_number
-from qtwist.queue.records import RECORD_LIMIT, parse_info, parse_recipients
+from qtwist.queue.records import RECORD_LIMIT, parse_asked, parse_info, parse_recipients
 from qtwist.queue.sync import close_quietly, unlink_if_there
 
 #: Remains that nobody has looked at for so long are garbage (§1.5). Longer than a qmail-queue may live.
@@ -25,6 +25,7 @@ OSSIFIED = 129600
 CHANNELS = ("local", "remote")
 
 _BLOCK_SIZE = 64 * 1024
+_INFO_LIMIT = 512 * 1024 * 1024  # more than RECIPIENT_LIMIT recipients with parameters have
 
 
 class Store:
@@ -40,14 +41,18 @@ class Store:
         return [number for number in map(message_number, names) if number is not None]
 
     def info(self, number: int) -> MessageInfo:
-        """Sender and birth. ValueError when the file is damaged."""
+        """Sender, birth, and what was asked for. ValueError when the file is damaged."""
+        where = self._layout.name("info", number)
         fd = self._disk.open_read(self._layout.path("info", number))
         try:
             contents = self._disk.pread(fd, RECORD_LIMIT, 0)
-            birth = self._disk.fstat(fd).st_mtime
+            status = self._disk.fstat(fd)
+            if len(contents) == RECORD_LIMIT and status.st_size <= _INFO_LIMIT:
+                contents += self._disk.pread(fd, status.st_size - RECORD_LIMIT, RECORD_LIMIT)
         finally:
             close_quietly(self._disk, fd)
-        return MessageInfo(parse_info(contents, self._layout.name("info", number)), birth)
+        sender = parse_info(contents, where)
+        return MessageInfo(sender, status.st_mtime, parse_asked(contents[len(sender) + 2 :], where))
 
     def recipients(self, number: int, channel: str, offset: int, limit: int) -> tuple[list[RecipientRecord], int]:
         """At most `limit` records from `offset`, and where the next one starts. ValueError when the file is damaged."""

@@ -11,6 +11,7 @@ from twisted.internet.error import ConnectError, TCPTimedOutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from qtwist.mail.asked import PASSED_ON
 from qtwist.mail.envelope import Report
 from qtwist.remote import reports
 from qtwist.remote.client import (
@@ -333,12 +334,20 @@ def _reports(
     """As :meth:`Carrier.carry` says, of a transaction that has come to its end."""
     said: Sequence[RecipientResult | None] = outcome.recipients
     silent = [None] * (len(transaction.recipients) - len(said))
-    return [
+    found = [
         _report(address, recipient, outcome, connection)
         if len(transaction.recipients) == 1 or _is_settled(recipient, outcome)
         else None
         for recipient in (*said, *silent)
     ]
+    if transaction.asked and connection.knows_dsn:
+        return [
+            Report.success(report.text + PASSED_ON)
+            if asked and report is not None and report.letter == b"K"
+            else report
+            for asked, report in zip(transaction.asked, found, strict=True)
+        ]
+    return found
 
 
 def _is_settled(recipient: RecipientResult | None, outcome: Outcome) -> bool:

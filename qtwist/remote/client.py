@@ -170,6 +170,11 @@ class Connection(Protocol):
         return self._engine.idle
 
     @property
+    def knows_dsn(self) -> bool:
+        """Whether parameters of DSN were passed on, where there were some."""
+        return self._engine.knows_dsn
+
+    @property
     def used_up(self) -> bool:
         """The server takes no more messages over this connection (LIMITS, RFC 9422)."""
         most = self._engine.most_transactions

@@ -18,6 +18,7 @@ from zope.interface import implementer
 from qtwist.control import Control, ControlError
 from qtwist.interfaces import Delivery, IResolver, ISpawner
 from qtwist.mail.address import quote2
+from qtwist.mail.asked import join
 from qtwist.mail.domains import ascii_domain
 from qtwist.mail.envelope import Report
 from qtwist.mail.require_tls import demands_tls, waives_tls
@@ -192,14 +193,19 @@ class RemoteSpawner:
         except RouteError as error:
             return reports.unusable_route(host, str(error.args[0]).encode())
 
-        async def send(recipients: tuple[bytes, ...]) -> Sequence[Report | None]:
-            return await self._send(delivery, settings, host, route, recipients)
+        async def send(joined: tuple[bytes, ...]) -> Sequence[Report | None]:
+            return await self._send(delivery, settings, host, route, joined)
 
         if delivery.siblings > 1 and settings.recipients > 1 and route.qmtp_port is None:
             # The hosts of a relay are the same for all domains that go there.
             place = delivery.sender, route, route.relay.host or host.lower()
             report = await self._batches.join(
-                delivery.number, place, delivery.recipient, delivery.siblings, settings.recipients, send
+                delivery.number,
+                place,
+                join(delivery.recipient, delivery.asked),
+                delivery.siblings,
+                settings.recipients,
+                send,
             )
             if report is not None:
                 return report
@@ -210,15 +216,19 @@ class RemoteSpawner:
         return await self._send_alone(delivery, settings, host, route)
 
     async def _send_alone(self, delivery: Delivery, settings: Settings, host: bytes, route: Route) -> Report:
-        [report] = await self._send(delivery, settings, host, route, (delivery.recipient,))
+        [report] = await self._send(delivery, settings, host, route, (join(delivery.recipient, delivery.asked),))
         assert report is not None, "alone, a recipient has a report"
         return report
 
     async def _send(
-        self, delivery: Delivery, settings: Settings, host: bytes, route: Route, recipients: tuple[bytes, ...]
+        self, delivery: Delivery, settings: Settings, host: bytes, route: Route, joined: tuple[bytes, ...]
     ) -> Sequence[Report | None]:
-        """One transaction for the message of `delivery`; `host` is that of the recipients, or of one of them where a
-        relay gets it. The reports are those of the carrier."""
+        """One transaction for the message of `delivery` and for recipients, `joined` with what they have asked for;
+        `host` is that of the recipients, or of one of them where a relay gets it. The reports are those of the carrier.
+        """
+        pairs = [one.partition(b"\0") for one in joined]
+        recipients = tuple(pair[0] for pair in pairs)
+        asked = tuple(pair[2] for pair in pairs)
 
         def everybody(report: Report) -> Sequence[Report]:
             return [report] * len(recipients)
@@ -258,6 +268,8 @@ class RemoteSpawner:
             message.eight_bit,
             required,
             needs_utf8((delivery.sender, *recipients), message.head),
+            delivery.asked_mail,
+            asked if any(asked) else (),
         )
         package = Package(delivery.sender, recipients[0])
         login = None

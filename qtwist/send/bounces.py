@@ -1,12 +1,15 @@
-"""Injecting notices of failure: single and double bounces (spec/qmail.md §9.11)."""
+"""Injecting notices: single and double bounces (spec/qmail.md §9.11), and reports (RFC 3461, 3464)."""
 
 from __future__ import annotations
 
 import os
+import secrets
+from collections.abc import Callable, Sequence
 
 import attrs
 
-from qtwist.interfaces import Accepted, IIncomingMessage, IQueue
+from qtwist.interfaces import Accepted, IIncomingMessage, IQueue, MessageInfo
+from qtwist.mail.dsn import About, ReportFacts, copies_all, report_head, report_tail
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.mail.qsbmf import notice_head
 from qtwist.mail.require_tls import MARK, demands_tls
@@ -17,12 +20,15 @@ _BLOCK = 65536
 
 @attrs.frozen
 class BounceSettings:
-    """Who sends notices, and who gets those that cannot be sent back (spec/qmail.md §3)."""
+    """Who sends notices, and who gets those that cannot be sent back (spec/qmail.md §3); after how many seconds a delay
+    is told, if it was asked for (0: never), and whether all notices of failure have the form of reports."""
 
     bouncefrom: bytes
     bouncehost: bytes
     doublebounceto: bytes
     doublebouncehost: bytes
+    delaywarn: int = 0
+    multipart: bool = False
 
     def envelope(self, sender: bytes) -> Envelope:
         """The envelope of the notice about a message from `sender` (which is not ``#@[]``)."""
@@ -42,6 +48,29 @@ async def inject_bounce(
     OSError when the message cannot be read; in both cases nothing was queued.
     """
     envelope = settings.envelope(sender)
+    head = notice_head(settings, sender, envelope.recipients[0], paragraphs, now)
+    return await _inject(queue, number, envelope, lambda full: head, True, b"")
+
+
+async def inject_report(
+    queue: IQueue, settings: BounceSettings, number: int, info: MessageInfo, about: Sequence[About], now: int
+) -> Accepted:
+    """Queue the report on some recipients of message `number`, with a copy of it where that is due, else with its
+    header. Errors, and what demands TLS, are as for a bounce."""
+    envelope = settings.envelope(info.sender)
+    token = b"%d.%d.%s" % (number, now, secrets.token_hex(12).encode())
+    facts = ReportFacts(envelope.recipients[0], info.sender, info.asked, info.birth, now, token)
+
+    def head(full: bool) -> bytes:
+        return report_head(settings, facts, about, full=full)
+
+    return await _inject(queue, number, envelope, head, copies_all(info.asked, about), report_tail(token))
+
+
+async def _inject(
+    queue: IQueue, number: int, envelope: Envelope, head: Callable[[bool], bytes], full: bool, tail: bytes
+) -> Accepted:
+    """Queue `head`, the message or with not `full` its header, and `tail`; `head` is told which."""
     fd = await queue.open(number)
     try:
         block = os.pread(fd, _BLOCK, 0)
@@ -51,8 +80,9 @@ async def inject_bounce(
         os.close(fd)
         raise
     try:
-        await _write(incoming, notice_head(settings, sender, envelope.recipients[0], paragraphs, now))
-        if require_tls:
+        full = full and not require_tls
+        await _write(incoming, head(full))
+        if not full:
             header, _, _ = block.partition(b"\n\n")
             await _write(incoming, header + b"\n")
             block = b""
@@ -61,6 +91,8 @@ async def inject_bounce(
             await _write(incoming, block)
             block = os.pread(fd, _BLOCK, offset)
             offset += len(block)
+        if tail:
+            await _write(incoming, tail)
         accepted: Accepted = await incoming.commit(envelope)
         return accepted
     except BaseException:

@@ -51,6 +51,10 @@ class SendLog:
     def bounce(self, number: int, qp: int) -> None:
         self._write(b"bounce msg %d qp %d\n" % (number, qp))
 
+    def report(self, number: int, qp: int) -> None:
+        """A notice that is not about failures; qmail has no such line."""
+        self._write(b"report msg %d qp %d\n" % (number, qp))
+
     def triple_bounce(self, number: int) -> None:
         self._write(b"triple bounce: discarding bounce/%d\n" % number)
 

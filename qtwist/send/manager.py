@@ -2,7 +2,7 @@
 
 This is qmail-send (spec/qmail.md §9) as a Twisted service. It knows the queue by :class:`~qtwist.interfaces.IQueue`
 and the deliveries by :class:`~qtwist.interfaces.ISpawner`; the rules of time are in :mod:`qtwist.send.schedule`, the
-words of the log in :mod:`qtwist.send.log`, the notices in :mod:`qtwist.send.bounces`.
+words of the log in :mod:`qtwist.send.log`, what senders are told in :mod:`qtwist.send.reporting`.
 
 Preprocessing, deliveries and bounces run side by side, so that a flood of new mail does not starve deliveries and a
 slow disk call for one message does not hold up another. What may run at once is bounded by the channels.
@@ -21,16 +21,16 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from qtwist.interfaces import Delivery, IQueue, ISpawner, MessageInfo, Preprocessed, QueueError, RecipientRecord
+from qtwist.interfaces import Delivery, IQueue, ISpawner, Preprocessed, QueueError, RecipientRecord
 from qtwist.mail.envelope import Report
 from qtwist.mail.holds import Holds
-from qtwist.mail.qsbmf import recipient_paragraph
 from qtwist.mail.rewriting import Rewriter
 from qtwist.mail.verp import expand
-from qtwist.send.bounces import BounceSettings, inject_bounce
+from qtwist.send.bounces import BounceSettings
 from qtwist.send.history import History
 from qtwist.send.keeping import Keeper
 from qtwist.send.log import SendLog
+from qtwist.send.reporting import Reporter
 from qtwist.send.schedule import READ_AHEAD, Channel, Pass, next_attempt
 
 #: Seconds until something that the disk refused is tried again (§1.5).
@@ -95,6 +95,7 @@ class QueueManager(Service):
         self._rewriter = settings.rewriter
         self.keeper = Keeper(read_holds, self.original)
         self.history = History()
+        self.reporter = Reporter(queue, settings.bounces, log, clock, self.original)
         self._settling: Counter[int] = Counter()  # messages whose passes are over, or which are ending: how many times
         self.channels = {
             name: Channel(name, min(settings.concurrency[name], spawners[name].limit)) for name in ("local", "remote")
@@ -358,6 +359,7 @@ class QueueManager(Service):
             self._pump()
             return
         one = channel.begin(number, info.sender, info.birth, now, self.settings.lifetime)
+        one.asked = info.asked
         if channel.name == "remote":
             # On disk before anybody is dialled: a crash in the middle must not make us dial again too soon. Local mail
             # bothers nobody by coming soon after a crash.
@@ -422,10 +424,10 @@ class QueueManager(Service):
         self.history.note(one.number, channel.name, record.address, self.clock.seconds(), report)
         self._log_status()
         self._pump()
-        if report.letter == b"D":
-            done = await self._append_bounce(one, record.address, report.text)
-        else:
-            done = report.letter == b"K"
+        paragraph = self.reporter.paragraph(channel.name, one, record, report)
+        done = report.letter in (b"K", b"D")
+        if paragraph is not None:
+            done = await self._append_bounce(one, paragraph)
         if done:
             await self._mark(channel, one, record)
         else:
@@ -438,7 +440,11 @@ class QueueManager(Service):
             fd = await self.queue.open(one.number)
         except OSError as error:
             return Report.deferral(b"Unable to open the message: %s. (#4.3.0)\n" % str(error.strerror).encode())
-        delivery = Delivery(one.number, fd, expand(one.sender, record.address), record.address, channel.siblings(one))
+        sender = expand(one.sender, record.address)
+        delivery = Delivery(one.number, fd, sender, record.address, channel.siblings(one))
+        if one.asked is not None and channel.name == "remote":
+            asked = one.asked.recipients.get((channel.name, record.offset), b"")
+            delivery = attrs.evolve(delivery, asked_mail=one.asked.mail, asked=asked)
         try:
             report: Report = await self.spawners[channel.name].deliver(delivery)
         except Exception:  # a spawner that breaks its promise must not cost a slot, nor the message
@@ -446,9 +452,8 @@ class QueueManager(Service):
             return Report.deferral(b"Internal error in the delivery; the daemon's log says more. (#4.3.0)\n")
         return report
 
-    async def _append_bounce(self, one: Pass, address: bytes, text: bytes) -> bool:
-        """Add the paragraph of one failed recipient; False when the daemon ends before the disk takes it."""
-        paragraph = recipient_paragraph(self.original(address), text)
+    async def _append_bounce(self, one: Pass, paragraph: bytes) -> bool:
+        """Add the paragraph of one recipient; False when the daemon ends before the disk takes it."""
         while True:
             try:
                 await self.queue.append_bounce(one.number, paragraph)
@@ -469,6 +474,8 @@ class QueueManager(Service):
 
     async def _end_pass(self, channel: Channel, one: Pass) -> None:
         if one.left:
+            if one.delayed:
+                await self.reporter.tell_delay(one)
             if channel.name == "local":
                 await self._postpone(one.number, channel.name, one.retry)
             channel.add(one.number, one.retry)
@@ -496,7 +503,7 @@ class QueueManager(Service):
         """Bounce what failed and remove the message; what the disk refuses is tried again later (§9.6)."""
         try:
             if not logged:
-                await self._send_bounce(number)
+                await self.reporter.tell_end(number)
                 # Before the files go: their number may be given to a new message at once.
                 self.log.end(number)
                 logged = True
@@ -510,19 +517,6 @@ class QueueManager(Service):
         else:
             return
         self._later(f"end {number}", RETRY_AFTER_TROUBLE, lambda: self._task(self._end_message(number, logged=logged)))
-
-    async def _send_bounce(self, number: int) -> None:
-        text = await self.queue.bounce(number)
-        if text is None:
-            return
-        info: MessageInfo = await self.queue.info(number)
-        if info.sender == b"#@[]":
-            self.log.triple_bounce(number)
-        elif text:  # a crash may leave a file without a whole paragraph
-            now = int(self.clock.seconds())
-            accepted = await inject_bounce(self.queue, self.settings.bounces, number, info.sender, text, now)
-            self.log.bounce(number, accepted.qp)
-        await self.queue.discard_bounce(number)
 
     def drained(self) -> Deferred[None]:
         """Fires when nothing is under way: for tests and for a clean stop of the parts below."""

@@ -22,6 +22,8 @@ from math import isqrt
 import attrs
 
 from qtwist.interfaces import RecipientRecord
+from qtwist.mail.asked import Kept
+from qtwist.mail.dsn import About
 
 #: Added to the square root of a message's age at each try: local mail is retried sooner (§9.5).
 STEP = {"local": 10, "remote": 20}
@@ -58,6 +60,8 @@ class Pass:
     left: bool = False  # some recipient stays for the next try
     birth: float = 0
     first: bool = False  # the message is new
+    asked: Kept | None = None  # parameters of DSN
+    delayed: list[About] = attrs.field(factory=list)  # who is to be told of, in this pass
 
     @property
     def wants_reading(self) -> bool:

@@ -25,6 +25,7 @@ from qtwist.smtpd.turning import TurningConnection
 from qtwist.tls.info import TLSInfo
 from qtwist.tls.serving import TLSConnection
 from qtwist.wire import smtp_events as wire
+from qtwist.wire.smtp_dsn import kept_mail, kept_rcpt
 from qtwist.wire.smtp_reply import Reply
 from qtwist.wire.smtp_server import Limits, SMTPServer
 
@@ -239,6 +240,7 @@ class SMTPProtocol(Logins, Fronting, TurningConnection, TLSConnection, PolicyCon
         session.forget_transaction()
         session.require_tls = b"REQUIRETLS" in event.params
         session.utf8 = b"SMTPUTF8" in event.params
+        session.asked_mail = kept_mail(event.params)
         session.declared_size = int(event.params.get(b"SIZE", b"0"))
         sender = Address(event.address)
 
@@ -254,7 +256,10 @@ class SMTPProtocol(Logins, Fronting, TurningConnection, TLSConnection, PolicyCon
         def then(opinion: Opinion) -> None:
             if self._answer("RCPT", opinion):
                 suffix = self.session.environment.get(b"RELAYCLIENT")
-                self.session.recipients.append(Address(event.address + suffix) if suffix else recipient)
+                taken = Address(event.address + suffix) if suffix else recipient
+                self.session.recipients.append(taken)
+                if event.params:
+                    self.session.asked[taken.raw] = kept_rcpt(event.params)
 
         self._ask("rcpt", then, recipient)
 
@@ -318,6 +323,7 @@ class SMTPProtocol(Logins, Fronting, TurningConnection, TLSConnection, PolicyCon
     def _commit(self, size: int, envelope: Envelope) -> None:
         session, incoming = self.session, self._incoming
         assert incoming is not None
+        envelope = session.with_asked(envelope)
         self._incoming = None  # from here on a lost connection does not matter to the message
 
         def done(accepted: Accepted) -> None:

@@ -5,7 +5,8 @@ After the octet ``*`` the client sends requests, the door sends answers. Numbers
     request   4 octets   how many octets follow
               4 octets   a number of the client's choice, which is in the answer
               4 octets   the length of the message
-              the message, then netstrings: the sender and each recipient
+              the message, then netstrings: the sender and each recipient, where DSN parameters belong to one
+              followed by a NUL and these (:mod:`qtwist.mail.asked`)
 
     answer    4 octets   how many octets follow
               4 octets   the number of the request

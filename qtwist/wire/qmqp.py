@@ -10,6 +10,8 @@ a second form from those who do not::
          *netstring        the recipients
     "."                    the end of the request
 
+Behind an address in it there may be a NUL and DSN parameters (RFC 3461, :mod:`qtwist.mail.asked`).
+
 Whatever ends before its last octet (the comma of the outer netstring, or the dot) was never asked for.
 
 The answer is one netstring: ``Kok <time> qp <number>``, or ``Z`` or ``D`` and a text. In answer to the chunked form,
@@ -21,6 +23,7 @@ a request with a longer one, or with a NUL in one, is read to its end and refuse
 
 from __future__ import annotations
 
+from qtwist.mail import asked as dsn
 from qtwist.wire.netstring import LengthReader, NetstringError, NetstringReader, encode
 
 ADDRESS_TOO_LONG = 11
@@ -29,6 +32,7 @@ REFUSED = 31
 #: The longest address, in QMQP proper and in the chunked form.
 QMQP_ADDRESS_LIMIT = 999
 CHUNKED_ADDRESS_LIMIT = 1002
+_PARAMETERS_LIMIT = 1024  # NUL and parameters behind an address of the chunked form
 
 #: What one request may ask for in all.
 RECIPIENT_LIMIT = 500_000
@@ -60,6 +64,8 @@ class QMQPServer:
         self.refusal: tuple[int, bytes] | None = None
         self.sender = b""
         self.recipients: list[bytes] = []
+        self.asked: dsn.Asked | None = None
+        self._asked: dict[int, bytes] = {}  # parameters by place: the sender is 1
         self._outer = LengthReader(_OCTET_LIMIT)
         self._left = _OCTET_LIMIT  # octets within the outer netstring; any number in the chunked form
         self._message: NetstringReader | None = NetstringReader(_OCTET_LIMIT)
@@ -116,6 +122,7 @@ class QMQPServer:
         elif self._address is None and self._is_end(data[position]):
             if not self._addresses:
                 raise NetstringError("the sender is missing")
+            self._gather_asked()
             self.ended = True
             position += 1
         else:
@@ -145,8 +152,9 @@ class QMQPServer:
         reader = self._address
         piece, position = reader.feed(data, position, end)
         # One octet more than allowed is enough to know that it is too long.
-        if len(self._text) <= self._address_limit:
-            self._text += piece[: self._address_limit + 1 - len(self._text)]
+        limit = self._address_limit + _PARAMETERS_LIMIT * self.chunked
+        if len(self._text) <= limit:
+            self._text += piece[: limit + 1 - len(self._text)]
         if reader.ended:
             self._address = None
             self._take_address(self._text)
@@ -155,6 +163,9 @@ class QMQPServer:
     def _take_address(self, address: bytes) -> None:
         self._addresses += 1
         self._octets += len(address)
+        if self.chunked and b"\0" in address:
+            address, _, parameters = address.partition(b"\0")
+            self._asked[self._addresses] = parameters or b"none"  # a NUL alone is a mistake
         if len(address) > self._address_limit:
             self._refuse(ADDRESS_TOO_LONG, b"DAn address is too long for this server. (#5.1.3)")
         elif b"\0" in address:
@@ -165,6 +176,21 @@ class QMQPServer:
             self.sender = address
         else:
             self.recipients.append(address)
+
+    def _gather_asked(self) -> None:
+        """Put what was asked for where it belongs."""
+        if not self._asked or self.refusal is not None:
+            return
+        asked = dsn.Asked(
+            self._asked.get(1, b""),
+            tuple(self._asked.get(place, b"") for place in range(2, len(self.recipients) + 2)),
+        )
+        try:
+            dsn.check(asked, len(self.recipients))
+        except ValueError:
+            self._refuse(ADDRESS_TOO_LONG, b"DAn address contains NUL. (#5.1.3)")
+        else:
+            self.asked = asked
 
     def _refuse(self, code: int, text: bytes) -> None:
         if self.refusal is None:

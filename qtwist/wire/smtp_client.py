@@ -83,7 +83,9 @@ class Transaction:
     """One message to send. Addresses are as they stand between ``<`` and ``>``: quoted (spec/qmail.md §2.4).
 
     `size` is in octets, an estimate as RFC 1870 §5 allows; `require_tls` asks for REQUIRETLS (RFC 8689), `utf8` for
-    SMTPUTF8 (RFC 6531). ValueError for an address with CR, LF or NUL, which would be a command of its own.
+    SMTPUTF8 (RFC 6531). `asked_mail` and `asked`, one for each recipient or none at all, are parameters for a server
+    that knows DSN (RFC 3461), as :mod:`qtwist.mail.asked` has them. ValueError for an address with CR, LF or NUL, which
+    would be a command of its own.
     """
 
     sender: bytes
@@ -92,6 +94,8 @@ class Transaction:
     eight_bit: bool
     require_tls: bool = False
     utf8: bool = False
+    asked_mail: bytes = b""
+    asked: tuple[bytes, ...] = ()
 
     @recipients.validator
     def _check(self, _attribute: object, recipients: tuple[bytes, ...]) -> None:
@@ -263,6 +267,11 @@ class SMTPClient:
     def extensions(self) -> dict[bytes, bytes]:
         """What EHLO offered: keyword in capitals, its parameters. Empty after HELO."""
         return self._extensions
+
+    @property
+    def knows_dsn(self) -> bool:
+        """Whether the server takes the parameters of RFC 3461."""
+        return b"DSN" in self._extensions
 
     @property
     def most_transactions(self) -> int | None:
@@ -583,7 +592,13 @@ class SMTPClient:
     def _send_rcpt(self) -> None:
         recipient = self._unsent.popleft()
         self._unanswered.append(recipient)
-        self._send(b"RCPT TO:<%b>" % recipient, Stage.RCPT)
+        command = b"RCPT TO:<%b>" % recipient
+        transaction = self._transaction
+        if transaction is not None and transaction.asked and self.knows_dsn:
+            asked = transaction.asked[-1 - len(self._unsent)]
+            if asked:
+                command += b" " + asked
+        self._send(command, Stage.RCPT)
 
     def _mail_command(self, transaction: Transaction) -> bytes:
         command = b"MAIL FROM:<%b>" % transaction.sender
@@ -595,6 +610,8 @@ class SMTPClient:
             command += b" REQUIRETLS"
         if transaction.utf8:
             command += b" SMTPUTF8"
+        if transaction.asked_mail and self.knows_dsn:
+            command += b" " + transaction.asked_mail
         if self._exchange is not None:
             command += b" AUTH=<>"
         return command

@@ -26,6 +26,7 @@ from qtwist.wire import sasl
 from qtwist.wire.sasl_mechanisms import FOREIGN, Authenticating, Claimed, Confirmed, E
 from qtwist.wire.smtp_body import BodyDecoder, ChunkDecoder, HopCounter
 from qtwist.wire.smtp_chunking import BINARYMIME, CHUNKING, Chunk, Chunking, Data
+from qtwist.wire.smtp_dsn import DSN, MAIL_DSN_CHECKS, RCPT_DSN_CHECKS
 from qtwist.wire.smtp_etrn import Turning
 from qtwist.wire.smtp_events import Connect, EndOfMessage, Event, Helo, Mail, Quit, Rcpt, Reset, StartTLS
 from qtwist.wire.smtp_parameters import (
@@ -293,7 +294,7 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
 
     def _capabilities(self) -> bytes:
         size = b"SIZE %d" % self.databytes if self.databytes else b"SIZE"
-        lines = [b"PIPELINING", b"8BITMIME", SMTPUTF8, ENHANCED, b"LIMITS RCPTMAX=%d" % self._limits.recipients]
+        lines = [b"PIPELINING", b"8BITMIME", SMTPUTF8, ENHANCED, DSN, b"LIMITS RCPTMAX=%d" % self._limits.recipients]
         if self._takes_chunks:
             lines.append(CHUNKING)
         if self._takes_binary:
@@ -472,7 +473,7 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
 
     def _mail_checks(self) -> dict[bytes, Check]:
         """What MAIL may have on this connection."""
-        checks = dict(MAIL_CHECKS)
+        checks = MAIL_CHECKS | MAIL_DSN_CHECKS
         if self._takes_binary:
             checks[b"BODY"] = check_any_body
         if self.mechanisms:
@@ -500,7 +501,7 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
         address, params = parsed
         if not address:
             self._error(501, b"a recipient is needed (#5.1.3)")
-        elif params and not self._good(params, {}):
+        elif params and not self._good(params, RCPT_DSN_CHECKS):
             pass
         elif self._utf8 and not is_utf8(address):
             self._error(*_NO_UTF8)

@@ -18,23 +18,41 @@ _REQUEST = struct.Struct("!IQ")
 _REPLY = struct.Struct("!Ii")
 
 
-def request(delivery: int, number: int, sender: bytes, recipient: bytes, siblings: int = 1) -> bytes:
-    """Asks for delivery `delivery` (any number not in use) of message `number`; `siblings` as in Delivery."""
+def request(
+    delivery: int,
+    number: int,
+    sender: bytes,
+    recipient: bytes,
+    siblings: int = 1,
+    parameters: tuple[bytes, bytes] = (b"", b""),
+) -> bytes:
+    """Asks for delivery `delivery` (any number not in use) of message `number`; `siblings` as in Delivery, `parameters`
+    are those of message and recipient (:mod:`qtwist.mail.asked`)."""
     if b"\0" in sender or b"\0" in recipient:
         raise ValueError("an address contains NUL")
     packet = _REQUEST.pack(delivery, number) + sender + b"\0" + recipient
+    if parameters != (b"", b""):
+        return packet + b"\0%d\0%b\0%b" % (siblings, *parameters)
     return packet + b"\0%d" % siblings if siblings > 1 else packet
 
 
 def read_request(packet: bytes) -> tuple[int, int, bytes, bytes, int]:
-    """What :func:`request` was given."""
+    """What :func:`request` was given, without the parameters."""
     try:
         delivery, number = _REQUEST.unpack_from(packet)
         sender, recipient, *rest = packet[_REQUEST.size :].split(b"\0")
-        [siblings] = map(int, rest) if rest else (1,)
+        if len(rest) not in (0, 1, 3):
+            raise ValueError("another number of values")
+        siblings = int(rest[0]) if rest else 1
     except (struct.error, ValueError) as error:
         raise ValueError(f"no request for a delivery: {packet[:100]!r}") from error
     return delivery, number, sender, recipient, siblings
+
+
+def read_parameters(packet: bytes) -> tuple[bytes, bytes]:
+    """The parameters in a packet that :func:`read_request` has read."""
+    values = packet[_REQUEST.size :].split(b"\0")
+    return (values[3], values[4]) if len(values) == 5 else (b"", b"")
 
 
 def reply(delivery: int, code: int, output: bytes) -> bytes:

@@ -46,6 +46,7 @@ discard unix - - n - - discard
 anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
 proxymap unix - - n - - proxymap
+relay unix - - n - - smtp
 postlog unix-dgram n - n - 1 postlogd
 """
 
