@@ -26,7 +26,7 @@ from qtwist.policy.base import Drop, Reply
 from qtwist.policy.clients import remote_info, remote_name
 from qtwist.policy.limits import ClientLimits, Rate
 from qtwist.policy.serving import asks_network
-from qtwist.policy.shared_counts import SharedCounts
+from qtwist.policy.shared_counts import SharedCounts, SharedRates
 from qtwist.policy.tcprules import Gate, TCPRules, read_rules
 from qtwist.policy.trace import LINE, MOST, Tracer
 from tests.policy_tools import SILENT, TROUBLE, Names, PolicyCase, codes, session
@@ -372,11 +372,62 @@ class Limits(PolicyCase):
         self.clock.advance(120)
         self.assertEqual(come(), [220])
 
-    def test_a_share_of_rates_for_each_process(self) -> None:
+    def test_rates_of_several_processes(self) -> None:
+        """Exact: a client may come so often in all, wherever the kernel sends it, and before and after a process is
+        killed; with one and a half windows between, half of them count."""
         self.put("connrateip", "5\n")
         factory = self.factory()
         factory.share = 2
-        self.assertEqual(sum(codes(self.connect("192.0.2.1", factory).replies()) == [220] for _ in range(9)), 3)
+        self.clock.advance(600)
+        self.assertEqual(codes(self.connect("192.0.2.1", factory).replies()), [220])
+        other = self.other(
+            "from qtwist.policy.shared_counts import SharedRates\n"
+            "rates = SharedRates(sys.argv[1])\n"
+            "for key in 3 * ['192.0.2.1'] + 9 * ['192.0.2.7']: rates.add(key, 10)\n"
+            "print(rates.others('192.0.2.1', 10), rates.others('192.0.2.2', 10), rates.others('192.0.2.1', 9))",
+            "rates.smtp",
+        )
+        self.assertEqual(other, "1 0 0\n")
+        come = lambda host: codes(self.connect(host, factory).replies())[0]  # noqa: E731
+        self.assertEqual([come("192.0.2.1") for _ in range(2)], [220, 421])
+        self.assertEqual(come("192.0.2.7"), 421)
+        self.assertEqual([come("192.0.2.2") for _ in range(6)], [220, 220, 220, 220, 220, 421])
+        self.clock.advance(90)  # of the six, half
+        self.assertEqual([come("192.0.2.1") for _ in range(3)], [220, 220, 421])
+        self.clock.advance(120)
+        self.assertEqual(come("192.0.2.1"), 220)
+
+    def test_windows(self) -> None:
+        """Of each process the two latest windows are there; one that comes again is empty."""
+        path = os.path.join(self.home, "greylist", "rates")
+        os.mkdir(os.path.dirname(path))
+        rates = SharedRates(path)
+        self.addCleanup(rates.close)
+        for window in (7, 8, 8, 9):
+            rates.add("x", window)
+        shown = self.other(
+            "from qtwist.policy.shared_counts import SharedRates\n"
+            "rates = SharedRates(sys.argv[1])\n"
+            "print([rates.others('x', window) for window in (6, 7, 8, 9, 10)])",
+            "rates",
+        )
+        self.assertEqual(shown, "[0, 0, 2, 1, 0]\n")
+        for _ in range(70000):
+            rates.add("x", 9)
+        self.assertEqual(max(rates._counts[rates._places(rates._row, 9)[1] :]), 65535)
+
+    def other(self, code: str, name: str) -> str:
+        """What another process prints; it lives until the end of the test."""
+        path = os.path.join(self.home, "greylist", name)
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"import sys\n{code}\nsys.stdout.flush(); sys.stdin.read()", os.path.abspath(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.addCleanup(process.communicate)
+        assert process.stdout is not None
+        return process.stdout.readline()
 
     def test_processes_count_together(self) -> None:
         """What another process has counts here, as long as it lives; killed, it leaves nothing."""

@@ -2,13 +2,14 @@
 
 The variables are those of the limits patch for tcpserver: MAXCONNIP and MAXCONNC in a rule of control/tcp.smtp override
 control/maxconnip and control/maxconnc for a client. Several processes that serve a port count together, in
-HOME/greylist; of connections that begin, each allows its share.
+HOME/greylist.
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from typing import TypeVar
 
 import attrs
 from twisted.logger import Logger
@@ -17,7 +18,7 @@ from qtwist.mail.networks import network_of
 from qtwist.policy.base import Opinion, Policy, refuse
 from qtwist.policy.connection import leading_number
 from qtwist.policy.session import Session
-from qtwist.policy.shared_counts import SharedCounts
+from qtwist.policy.shared_counts import SharedCounts, SharedRates
 from qtwist.policy.surroundings import Surroundings
 from qtwist.policy.watched import Watched
 
@@ -29,6 +30,8 @@ WINDOW = 60.0
 MOST_REMEMBERED = 20_000
 
 _log = Logger(namespace="qtwist.policy")
+
+S = TypeVar("S", SharedCounts, SharedRates)
 
 _LOOPBACK = ("127.", "::1")
 
@@ -43,14 +46,14 @@ class _Limits:
 
 class Rate:
     """Counts what happens to each of many keys in a sliding window: the last window counts by the part of it that is
-    still within reach. Pure: the time is an argument."""
+    still within reach. What others have counted in the same windows counts, too. Pure: the time is an argument."""
 
     def __init__(self, window: float = WINDOW, most: int = MOST_REMEMBERED) -> None:
         self._window = window
         self._most = most
         self._counts: OrderedDict[str, tuple[int, int, int]] = OrderedDict()  # window, in it, in the one before
 
-    def add(self, key: str, now: float) -> float:
+    def add(self, key: str, now: float, others: SharedRates | None = None) -> float:
         """Count one; how many there were lately, this one included."""
         number, into = divmod(now, self._window)
         current = int(number)
@@ -62,6 +65,10 @@ class Rate:
         self._counts.move_to_end(key)
         if len(self._counts) > self._most:
             self._counts.popitem(last=False)
+        if others is not None:
+            others.add(key, current)
+            count += others.others(key, current)
+            before += others.others(key, current - 1)
         return count + before * (1 - into / self._window)
 
 
@@ -78,6 +85,7 @@ class ClientLimits(Policy):
         control = surroundings.control
         self._service = service
         self._shared: SharedCounts | None = None
+        self._shared_rates: SharedRates | None = None
         self._alone = False  # the counters of all processes cannot be had
         self._surroundings = surroundings
         self._limits = Watched(
@@ -108,7 +116,9 @@ class ClientLimits(Policy):
                 file = "MAXCONN" + kind.upper() if variable is not None else f"control/maxconn{kind}"
                 refusal = refusal or _refusal(known, f"{key} has {there} connections here ({file} is {most})")
             often = 0 if exempt else limits.in_window[kind]
-            if often and self._rate.add(key, self._surroundings.clock.seconds()) > self._share(often):
+            rates = self._rates() if often else None
+            lately = self._rate.add(key, self._surroundings.clock.seconds(), rates) if often else 0
+            if lately > (self._share(often) if rates is None else often):
                 refusal = refusal or _refusal(known, f"{key} comes too often (control/connrate{kind} is {often})")
         if refusal is None:
             for key in keys.values():
@@ -129,20 +139,34 @@ class ClientLimits(Policy):
                 del self._here[key]
 
     def _counts(self) -> SharedCounts | None:
-        """The counters of all processes; None for one alone, and where they cannot be had."""
-        if self._shared is None and not self._alone and self._surroundings.share() > 1:
-            folder = os.path.join(self._surroundings.home, "greylist")
-            try:
-                os.makedirs(folder, 0o700, exist_ok=True)
-                self._shared = shared = SharedCounts(os.path.join(folder, f"connections.{self._service}"))
-            except OSError as error:
-                self._alone = True
-                _log.error("each process counts its own connections: {folder}: {error}", folder=folder, error=error)
-                return None
-            for key, number in self._here.items():
-                for _ in range(number):
-                    shared.add(key)
+        """The connections in all processes; None for one alone, and where they cannot be had."""
+        if self._shared is None and (path := self._file("connections")) is not None:
+            self._shared = shared = self._open(SharedCounts, path)
+            if shared is not None:
+                for key, number in self._here.items():
+                    for _ in range(number):
+                        shared.add(key)
         return self._shared
+
+    def _rates(self) -> SharedRates | None:
+        """How often clients come to all processes; None for one alone, and where that cannot be had."""
+        if self._shared_rates is None and (path := self._file("rates")) is not None:
+            self._shared_rates = self._open(SharedRates, path)
+        return self._shared_rates
+
+    def _file(self, kind: str) -> str | None:
+        if self._alone or self._surroundings.share() == 1:
+            return None
+        return os.path.join(self._surroundings.home, "greylist", f"{kind}.{self._service}")
+
+    def _open(self, kind: type[S], path: str) -> S | None:
+        try:
+            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            return kind(path)
+        except OSError as error:
+            self._alone = True
+            _log.error("each process counts its own connections: {path}: {error}", path=path, error=error)
+            return None
 
     def _share(self, limit: int) -> int:
         """What this process allows of it: rounded up, so that every limit lets somebody in."""
