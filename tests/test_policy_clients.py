@@ -274,14 +274,18 @@ class RulesAtWork(PolicyCase):
     def test_servers_without_policies(self) -> None:
         gate = Gate(self.control, "pop3")
         address = IPv4Address("TCP", "192.0.2.9", 1)
-        self.assertTrue(gate.admits(address))
+        self.assertEqual(gate.admit(address), {})
         self.put("tcp.pop3", "192.0.2.:deny\n=x:allow\n")
-        self.assertFalse(gate.admits(address))
-        self.assertTrue(gate.admits(IPv4Address("TCP", "192.0.3.9", 1)) and gate.admits(None))
+        self.assertIsNone(gate.admit(address))
+        self.assertEqual((gate.admit(IPv4Address("TCP", "192.0.3.9", 1)), gate.admit(None)), ({}, {}))
+        self.put("tcp.pop3", '192.0.2.:allow,MAXCONNIP="3",X="a=b"\n')
+        self.assertEqual(gate.admit(address), {b"MAXCONNIP": b"3", b"X": b"a=b"})
+        self.put("tcp.pop3", "192.0.2.:deny\n")
+        self.assertIsNone(gate.admit(address))
         self.put("tcp.pop3", "nonsense:\n")
-        self.assertFalse(gate.admits(address))
-        self.assertTrue(gate.admits(IPv4Address("TCP", "192.0.3.9", 1)))
-        self.assertFalse(Gate(self.control, "pop3").admits(address))
+        self.assertIsNone(gate.admit(address))
+        self.assertEqual(gate.admit(IPv4Address("TCP", "192.0.3.9", 1)), {})
+        self.assertIsNone(Gate(self.control, "pop3").admit(address))
 
 
 class Ident(TestCase):
@@ -494,7 +498,7 @@ class Limits(PolicyCase):
         for client in crowd:
             client.hang_up()
         [limits] = {hook.__self__ for hook in factory.hooks["end"] if isinstance(hook.__self__, ClientLimits)}
-        self.assertEqual(limits._here, {"192.0.2.1": 1, "192.0.2.0/24": 1})
+        self.assertEqual(limits.counts._here, {"192.0.2.1": 1, "192.0.2.0/24": 1})
 
     @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 100)), max_size=50))
     def test_rate_counts_no_less_than_the_last_half_window(self, steps: list[tuple[str, float]]) -> None:
@@ -574,5 +578,5 @@ class Traces(PolicyCase):
         told = [(event["direction"], event["line"]) for event in events if event["log_namespace"] == "qtwist.trace"]
         self.assertEqual(told, [(">", "220 mx.test ESMTP"), ("<", "NOOP"), (">", "250 ok"), ("<", "[EOF]")])
         self.put("trace", "rubbish\n")
-        self.assertRaises(ControlError, factory._traced.get)
+        self.assertRaises(ControlError, factory.traces.listed)
         self.assertEqual(codes(self.dialogue(b"NOOP", factory=factory)), [220, 250])

@@ -150,7 +150,7 @@ class Client:
         self.transport = Transport(peerAddress=peer)
         if secure:
             directlyProvides(self.transport, ISSLTransport)
-        self.protocol = factory.buildProtocol(None)
+        self.protocol = factory.buildProtocol(peer)
         self.protocol.makeConnection(self.transport)
         if secure:
             self.protocol.handshakeCompleted()
@@ -444,6 +444,55 @@ class Limits(Case):
         for client in clients:
             client.hang_up()
         self.assertTrue(Client(self.factory).greeting.startswith(b"+OK "))
+
+    def test_clients_and_networks(self) -> None:
+        """As for SMTP (issue 8, item 1): at once, and in a minute; rules of tcp.pop3 override; not this host."""
+        self.put("maxconnip", "2\n")
+        self.put("maxconnc", "3\n")
+        hosts = ("192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.3", "198.51.100.1", *4 * ("127.0.0.1",))
+        clients = [Client(self.factory, host=host) for host in hosts]
+        self.assertEqual([client.greeting[:1] for client in clients], [b"+", b"+", b"-", b"+", b"-", *5 * [b"+"]])
+        self.assertEqual(clients[2].greeting, b"-ERR [SYS/TEMP] too many connections from you, try again later\r\n")
+        self.assertIn(
+            "connection answered 421 rule=limits (192.0.2.1 has 2 connections here (control/maxconnip is 2))"
+            " ip=192.0.2.1",
+            self.logged,
+        )
+        for client in clients:
+            client.hang_up()
+        self.put("tcp.pop3", '192.0.2.:allow,MAXCONNIP="1",DIEMSG="slowly"\n')
+        clients = [Client(self.factory, host="192.0.2.1") for _ in range(2)]
+        self.assertEqual(clients[1].greeting, b"-ERR [SYS/TEMP] slowly\r\n")
+        self.put("maxconnip", "50\n")
+        self.put("maxconnc", "50\n")
+        self.put("connrateip", "3\n")
+        taken = [Client(self.factory, host="198.51.100.2").greeting[:1] for _ in range(4)]
+        self.assertEqual(taken, [b"+", b"+", b"+", b"-"])
+
+    def test_trace(self) -> None:
+        """Of a client in control/trace, from its next connection; passwords are not written."""
+        self.put("trace", "192.0.2.0/24\n")
+        events: list[LogEvent] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        for host in ("192.0.2.1", "198.51.100.1"):
+            client = Client(self.factory, host=host, secure=True)
+            client.say(b"USER joe", b"PASS secret", b"STAT", b"QUIT")
+            client.hang_up()
+            client = Client(self.factory, host=host, secure=True)
+            client.say(b"AUTH PLAIN", b"AGpvZQBzZWNyZXQ=")
+            client.say(b"QUIT")
+            client.hang_up()
+        lines = [formatEvent(event).partition(": ")[2] for event in events if event["log_namespace"] == "qtwist.trace"]
+        self.assertEqual([line for line in lines if not line.startswith("192.0.2.1 ")], [])
+        said = [line.removeprefix("192.0.2.1 ") for line in lines]
+        self.assertEqual(
+            [line for line in said if line.startswith("<")],
+            ["< USER joe", "< PASS ***", "< STAT", "< QUIT", "< [EOF]", "< AUTH PLAIN", "< ***", "< QUIT", "< [EOF]"],
+        )
+        self.assertIn("> +OK 2 200", said)
+        self.assertNotIn("secret", "".join(lines))
+        self.assertNotIn("AGpv", "".join(lines))
 
     def test_configuration(self) -> None:
         self.put("concurrencypop3", "many\n")

@@ -10,6 +10,7 @@ from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
@@ -215,6 +216,23 @@ class RequestTests(WithFactory):
         self.assertTrue(client.transport.paused)
         slow.callback(None)
         self.assertEqual(client.answers(), OK)
+
+    def test_trace(self) -> None:
+        """Of a client in control/trace, what it says and the answer (issue 8, item 1)."""
+        self.put("trace", "10.0.0.9\n")
+        events: list[LogEvent] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        for host in ("10.0.0.9", "192.0.2.7"):
+            client = self.client(host)
+            client.say(REQUEST)
+            client.hang_up()
+        lines = [formatEvent(event).partition(": ")[2] for event in events if event["log_namespace"] == "qtwist.trace"]
+        self.assertEqual([line for line in lines if not line.startswith("10.0.0.9 ")], [])
+        said = [line.removeprefix("10.0.0.9 ") for line in lines]
+        self.assertIn("> Kok 1792983845 qp 4711", said)
+        self.assertEqual((said[0][-11:], said[-1]), ("Subject: hi", "< [EOF]"))
+        self.assertTrue(any("joe@cli.test" in line for line in said), said)
 
     def test_drain(self) -> None:
         idle, busy = self.client(), self.client()

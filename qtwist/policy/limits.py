@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import TypeVar
 
 import attrs
@@ -72,16 +73,14 @@ class Rate:
         return count + before * (1 - into / self._window)
 
 
-class ClientLimits(Policy):
-    """Sends away clients that have too many connections, or come too often: 421, which is temporary.
+class ConnectionCounts:
+    """How many connections the clients of one service have, and how often they come, against what the files allow.
 
     A network is an IPv4 /24 or an IPv6 /64. Clients that may relay are not limited, nor is this host itself, unless a
     variable says so.
     """
 
-    name = "limits"
-
-    def __init__(self, surroundings: Surroundings, service: str = "smtp") -> None:
+    def __init__(self, surroundings: Surroundings, service: str) -> None:
         control = surroundings.control
         self._service = service
         self._shared: SharedCounts | None = None
@@ -99,37 +98,35 @@ class ClientLimits(Policy):
         self._here: dict[str, int] = {}
         self._rate = Rate()
 
-    def connect(self, session: Session) -> Opinion:
-        if not session.remote_ip:
-            return None
+    def arrive(self, ip: str, known: Mapping[bytes, bytes], may_relay: bool = False) -> str | None:
+        """Count in a connection from `ip`, for which a rule has set the variables in `known`. If there is no room for
+        it: why, for the administrator, and it is not counted. ControlError when a file is wrong."""
         limits = self._limits.get()
-        known = session.environment
-        exempt = session.may_relay or session.remote_ip.startswith(_LOOPBACK)
-        keys = {"ip": session.remote_ip, "c": network_of(session.remote_ip)}
-        refusal: Opinion = None
-        for kind, key in keys.items():
+        exempt = may_relay or ip.startswith(_LOOPBACK)
+        refusal: str | None = None
+        for kind, key in _keys(ip).items():
             variable = known.get(b"MAXCONN" + kind.upper().encode())
             most = leading_number(variable) if variable is not None else 0 if exempt else limits.at_once[kind]
             shared = self._counts() if most else None
             there = self._here.get(key, 0) + (0 if shared is None else shared.others(key))
             if most and there >= (self._share(most) if shared is None else most):
                 file = "MAXCONN" + kind.upper() if variable is not None else f"control/maxconn{kind}"
-                refusal = refusal or _refusal(known, f"{key} has {there} connections here ({file} is {most})")
+                refusal = refusal or f"{key} has {there} connections here ({file} is {most})"
             often = 0 if exempt else limits.in_window[kind]
             rates = self._rates() if often else None
             lately = self._rate.add(key, self._surroundings.clock.seconds(), rates) if often else 0
             if lately > (self._share(often) if rates is None else often):
-                refusal = refusal or _refusal(known, f"{key} comes too often (control/connrate{kind} is {often})")
+                refusal = refusal or f"{key} comes too often (control/connrate{kind} is {often})"
         if refusal is None:
-            for key in keys.values():
+            for key in _keys(ip).values():
                 self._here[key] = self._here.get(key, 0) + 1
                 if self._shared is not None:
                     self._shared.add(key)
-            session.notes[self] = tuple(keys.values())
         return refusal
 
-    def end(self, session: Session) -> None:
-        for key in session.notes.pop(self, ()):  # type: ignore[attr-defined]
+    def leave(self, ip: str) -> None:
+        """Count one out that was counted in."""
+        for key in _keys(ip).values():
             left = self._here[key] - 1
             if self._shared is not None:
                 self._shared.remove(key)
@@ -173,6 +170,29 @@ class ClientLimits(Policy):
         return -(-limit // self._surroundings.share())
 
 
-def _refusal(environment: dict[bytes, bytes], reason: str) -> Opinion:
-    text = environment.get(b"DIEMSG") or b"too many connections from you, try again later"
-    return refuse(421, text + b" (#4.7.0)", reason)
+def _keys(ip: str) -> dict[str, str]:
+    return {"ip": ip, "c": network_of(ip)}
+
+
+class ClientLimits(Policy):
+    """Sends away clients that have too many connections, or come too often: 421, which is temporary."""
+
+    name = "limits"
+
+    def __init__(self, surroundings: Surroundings, service: str = "smtp") -> None:
+        self.counts = ConnectionCounts(surroundings, service)
+
+    def connect(self, session: Session) -> Opinion:
+        if not session.remote_ip:
+            return None
+        known = session.environment
+        reason = self.counts.arrive(session.remote_ip, known, session.may_relay)
+        if reason is None:
+            session.notes[self] = session.remote_ip
+            return None
+        text = known.get(b"DIEMSG") or b"too many connections from you, try again later"
+        return refuse(421, text + b" (#4.7.0)", reason)
+
+    def end(self, session: Session) -> None:
+        if session.notes.pop(self, None) is not None:  # type: ignore[attr-defined]
+            self.counts.leave(session.remote_ip)

@@ -19,13 +19,13 @@ from qtwist.policy.connection import PolicyConnection
 from qtwist.policy.limits import ClientLimits
 from qtwist.policy.loader import load_policies
 from qtwist.policy.presence import Presence
-from qtwist.policy.relay import LoginMayRelay, Networks, RelayClients
+from qtwist.policy.relay import LoginMayRelay, RelayClients
 from qtwist.policy.session import Session
 from qtwist.policy.standard import STANDARD
 from qtwist.policy.surroundings import Surroundings
 from qtwist.policy.tcprules import TCPRules, read_rules
 from qtwist.policy.tlsclients import TLSClients
-from qtwist.policy.trace import Tracer
+from qtwist.policy.trace import Traces
 from qtwist.policy.watched import Watched
 from qtwist.serving import DrainingFactory
 
@@ -81,7 +81,7 @@ class PolicyFactory(DrainingFactory[C]):
         self.now = now
         self.surroundings = Surroundings(control, clock, now, share=lambda: self.share)
         self._program = Watched(control, ("qmailqueue",), lambda: control.line("qmailqueue"))
-        self._traced = Watched(control, ("trace",), lambda: Networks.read(control, "trace"))
+        self.traces = Traces(control)
         self._chain = tuple(self.chain(policies))
         self._presence = Presence(control.directory)
         self._asked: dict[tuple[frozenset[str], frozenset[bytes] | None], Hooks] = {}
@@ -167,13 +167,8 @@ class PolicyFactory(DrainingFactory[C]):
         present = self._presence.get()
         connection.hooks = self.hooks_for(present, None)
         connection.has_program = "qmailqueue" in present
-        try:
-            traced = "trace" in present and self._traced.get().has(session.remote_ip)
-        except ControlError as error:
-            _log.error("{error}", error=error)
-        else:
-            if traced:
-                connection.tracer = Tracer(lambda direction, text: _trace(session, direction, text))
+        if "trace" in present:
+            connection.tracer = self.traces.begin(session.id, session.remote_ip)
 
     def _session_ends(self, connection: C) -> None:
         if connection.tracer is not None:
@@ -191,10 +186,6 @@ def _is_idle(policy: Policy, present: frozenset[str], known: frozenset[bytes] | 
         return False
     variables = (name for name in policy.idle_without if name.isupper())
     return not any(known is None or name.encode("ascii") in known for name in variables)
-
-
-def _trace(session: Session, direction: str, text: str) -> None:
-    _log.info("{id}: {ip} {direction} {line}", id=session.id, ip=session.remote_ip, direction=direction, line=text)
 
 
 def asks_network(control: Control) -> bool:

@@ -158,16 +158,17 @@ class Gate:
             _log.warn("control/tcp.{service}: rules about names or IDENT do not count here", service=self._service)
         return rules
 
-    def admits(self, address: IAddress | None) -> bool:
-        """May a client from there connect? Not while the rules never could be read."""
+    def admit(self, address: IAddress | None) -> dict[bytes, bytes] | None:
+        """The variables that the rules set for a client from there; None when it may not connect, as nobody may while
+        the rules never could be read."""
         ip = plain_ip(getattr(address, "host", ""))
         try:
             rules = self._rules.get()
         except ControlError as error:
             _log.error("{ip}: connection closed, {error}", ip=ip, error=error)
-            return False
+            return None
         if rules is None or not ip:
-            return True
+            return {}
         verdict = rules.find(ip.encode("ascii"))
         if not verdict.allow:
             _log.info(
@@ -176,7 +177,8 @@ class Gate:
                 rule=_show(verdict),
                 service=self._service,
             )
-        return verdict.allow
+            return None
+        return {name: value for name, _, value in (variable.partition(b"=") for variable in verdict.variables)}
 
 
 def _show(verdict: Verdict) -> str:

@@ -8,6 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from twisted.logger import Logger
+
+from qtwist.control import ControlError
+from qtwist.policy.relay import Networks
+from qtwist.policy.watched import Watched
+
+if TYPE_CHECKING:
+    from qtwist.control import Control
 
 #: Octets in one line of the log, as recordio has it.
 LINE = 256
@@ -16,6 +26,33 @@ MOST = 1 << 20
 
 _SECRET = re.compile(rb"(?i)(AUTH[ \t]+[^ \t\r\n]+|PASS|APOP[ \t]+[^ \t\r\n]+)([ \t]+[^\r\n]*)?")
 _MASKED = b"***"
+
+
+_log = Logger(namespace="qtwist.trace")
+
+
+class Traces:
+    """Whose connections control/trace has written down."""
+
+    def __init__(self, control: Control) -> None:
+        self._networks = Watched(control, ("trace",), lambda: Networks.read(control, "trace"))
+
+    def listed(self) -> Networks:
+        """The addresses and networks. ControlError when the file is wrong."""
+        return self._networks.get()
+
+    def begin(self, name: str, ip: str) -> Tracer | None:
+        """The tracer of a connection that the log calls `name`; None when its client is not listed."""
+        try:
+            traced = self.listed().has(ip)
+        except ControlError as error:
+            _log.error("{error}", error=error)
+            return None
+        return Tracer(lambda direction, text: _write(name, ip, direction, text)) if traced else None
+
+
+def _write(name: str, ip: str, direction: str, text: str) -> None:
+    _log.info("{id}: {ip} {direction} {line}", id=name, ip=ip, direction=direction, line=text)
 
 
 class Tracer:

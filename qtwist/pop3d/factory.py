@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IAddress, IReactorTime
 
+from qtwist.policy.limits import ConnectionCounts
+from qtwist.policy.surroundings import Surroundings
 from qtwist.policy.tcprules import Gate
+from qtwist.policy.trace import Traces
 from qtwist.policy.watched import Watched
 from qtwist.pop3d.protocol import POP3Protocol
 from qtwist.pop3d.settings import FILES, Settings, read_settings
@@ -54,6 +57,8 @@ class POP3Factory(DrainingFactory[POP3Protocol]):
         self.settings: Watched[Settings] = Watched(control, FILES, lambda: read_settings(control))
         self.certificates = Certificates(control, now)
         self._counter = itertools.count(1)
+        self.traces = Traces(control)
+        self.clients = ConnectionCounts(Surroundings(control, clock, now, share=lambda: self.share), "pop3")
         self._gate = Gate(control, "pop3")
 
     def timestamp(self, host: bytes) -> bytes:
@@ -61,8 +66,10 @@ class POP3Factory(DrainingFactory[POP3Protocol]):
         return b"<%d.%d.%d@%s>" % (os.getpid(), self.now(), next(self._counter), host)
 
     def buildProtocol(self, addr: IAddress | None) -> POP3Protocol | None:  # type: ignore[override]
-        if not self._gate.admits(addr):
+        variables = self._gate.admit(addr)
+        if variables is None:
             return None
         connection = self.protocol()
         connection.factory = self
+        connection.variables = variables
         return connection

@@ -21,6 +21,7 @@ from qtwist.auth.credentials import APOPCredentials, credentials_of
 from qtwist.auth.errors import LoginUnavailable
 from qtwist.control import ControlError
 from qtwist.policy.session import is_local, plain_ip
+from qtwist.policy.trace import Tracer
 from qtwist.pop3d.interfaces import (
     IMaildrop,
     MaildropError,
@@ -44,6 +45,7 @@ log = Logger(namespace="qtwist.pop3d")
 
 CANNOT_READ = b"the configuration cannot be read"
 TOO_MANY = b"too many connections, try again later"
+TOO_MANY_FROM_YOU = b"too many connections from you, try again later"
 CLOSING = b"the service is shutting down, try again later"
 WRONG = b"wrong name or password"
 NO_TLS = b"TLS is not available now"
@@ -66,8 +68,11 @@ class POP3Protocol(TLSConnection, Protocol):
     factory: POP3Factory
 
     def __init__(self) -> None:
+        self.variables: dict[bytes, bytes] = {}  # that a rule has set for the client
         self._id = os.urandom(8).hex()
         self._ip = ""
+        self._counted = False  # in factory.clients
+        self._tracer: Tracer | None = None
         self._engine = POP3Server(b"")
         self._maildrop: Any = None
         self._source: Any = None
@@ -99,6 +104,7 @@ class POP3Protocol(TLSConnection, Protocol):
             set_no_delay(True)
         self._ip = plain_ip(getattr((self.proxied or transport).getPeer(), "host", ""))
         others = factory.connection_made(self)
+        self._tracer = factory.traces.begin(self._id, self._ip)
         transport.registerProducer(self, True)
         try:
             settings = factory.settings.get()
@@ -124,6 +130,8 @@ class POP3Protocol(TLSConnection, Protocol):
                     others=others,
                 )
                 engine.end(TOO_MANY, TEMPORARY)
+            elif self._is_one_too_many():
+                engine.end(self.variables.get(b"DIEMSG") or TOO_MANY_FROM_YOU, TEMPORARY)
             else:
                 log.debug("{id}: connection from {ip}", id=self._id, ip=self._ip)
                 engine.greet()
@@ -133,12 +141,39 @@ class POP3Protocol(TLSConnection, Protocol):
         self._engine.secured = self.is_tls_from_the_start(self._id)
         self._pump()
 
+    def _is_one_too_many(self) -> bool:
+        """Whether this client or its network has enough connections, or comes too often."""
+        if not self._ip:
+            return False
+        try:
+            reason = self.factory.clients.arrive(self._ip, self.variables)
+        except ControlError as error:
+            reason = str(error)
+        self._counted = reason is None
+        if reason is not None:
+            log.info(
+                "{id}: {step} answered {code} rule={rule} ({reason}) ip={ip}",
+                id=self._id,
+                step="connection",
+                code=421,
+                rule="limits",
+                reason=reason,
+                ip=self._ip,
+            )
+        return reason is not None
+
     def dataReceived(self, data: bytes) -> None:
+        if self._tracer is not None:
+            self._tracer.received(data)
         self._engine.receive(data)
         self._pump()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._leaving = True
+        if self._counted:
+            self.factory.clients.leave(self._ip)
+        if self._tracer is not None:
+            self._tracer.end()
         self._engine.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -223,6 +258,8 @@ class POP3Protocol(TLSConnection, Protocol):
     def _flush(self) -> None:
         data = self._engine.data_to_send()
         if data:
+            if self._tracer is not None:
+                self._tracer.sent(data)
             self._last = self.factory.clock.seconds()
             transport: Any = self.transport
             write(transport, data)

@@ -14,6 +14,7 @@ from qtwist.interfaces import IQueueEntrance
 from qtwist.mail.envelope import Origin
 from qtwist.policy.relay import Networks
 from qtwist.policy.tcprules import Gate
+from qtwist.policy.trace import Traces
 from qtwist.policy.watched import Watched
 from qtwist.qmqpd.protocol import QMQPProtocol
 from qtwist.serving import DrainingFactory
@@ -69,6 +70,7 @@ class QMQPFactory(DrainingFactory[QMQPProtocol]):
         self.clock = clock
         self.now = now
         self.refused = 0
+        self.traces = Traces(control)
         self._gate = Gate(control, "qmqp")
         self.settings: Watched[Settings] = Watched(control, FILES, lambda: read_settings(control))
 
@@ -78,7 +80,7 @@ class QMQPFactory(DrainingFactory[QMQPProtocol]):
         return Origin.network(os.getuid())
 
     def buildProtocol(self, addr: IAddress | None) -> QMQPProtocol | None:  # type: ignore[override]
-        if not self._gate.admits(addr):
+        if self._gate.admit(addr) is None:
             return None
         connection = self.protocol()
         connection.factory = self

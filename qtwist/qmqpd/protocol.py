@@ -14,6 +14,7 @@ from qtwist.control import ControlError
 from qtwist.interfaces import Accepted, IIncomingMessage
 from qtwist.lingering import Lingering
 from qtwist.policy.session import Session
+from qtwist.policy.trace import Tracer
 from qtwist.queue.request import RequestProtocol
 from qtwist.wire.qmqp import QMQPServer
 
@@ -48,6 +49,7 @@ class QMQPProtocol(RequestProtocol):
         super().__init__(QMQPServer(may_chunk=False))
         self._counted_as_refused = False
         self._lingering: Lingering | None = None
+        self._tracer: Tracer | None = None
 
     @property
     def client(self) -> str:
@@ -57,6 +59,7 @@ class QMQPProtocol(RequestProtocol):
         factory = self.factory
         self.session = Session.of(self.proxied or self.transport)
         others = factory.connection_made(self) - factory.refused
+        self._tracer = factory.traces.begin(self.session.id, self.session.remote_ip)
         try:
             settings = factory.settings.get()
         except ControlError as error:
@@ -79,6 +82,16 @@ class QMQPProtocol(RequestProtocol):
     def heading(self) -> bytes:
         return self.session.received(b"QMQP", self.factory.now())
 
+    def dataReceived(self, data: bytes) -> None:
+        if self._tracer is not None:
+            self._tracer.received(data)
+        super().dataReceived(data)
+
+    def answer(self, code: int, text: bytes) -> None:
+        if self._tracer is not None and not self._ended:
+            self._tracer.sent(text + b"\n")
+        super().answer(code, text)
+
     def readConnectionLost(self) -> None:
         """The client sends nothing more; if its request is complete, it is waiting for the answer."""
         if self._ended or not self._engine.ended:
@@ -90,6 +103,8 @@ class QMQPProtocol(RequestProtocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._lingering is not None:
             self._lingering.over()
+        if self._tracer is not None:
+            self._tracer.end()
         if self._counted_as_refused:
             self.factory.refused -= 1
         super().connectionLost(reason)
