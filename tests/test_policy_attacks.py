@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.testing import StringTransport
 
 from qtwist.control import ControlError
+from qtwist.proxying import ProxyingFactory
 from qtwist.qmqpd.factory import QMQPFactory
+from qtwist.smtpd.factory import SMTPFactory
 from qtwist.wire.netstring import encode
 from tests.policy_tools import PolicyCase, codes
+from tests.test_smtpd import Client
 
 # What a client says as the argument of RCPT, without <>; the bytes of the address that QMTP carries are the same where
 # there is nothing to unquote.
@@ -175,6 +179,69 @@ class Attacks(PolicyCase):
         self.assertEqual(answer("203.0.113.9"), b"D")
         self.put("qmqpclients", "198.51.100.0/24\n")
         self.assertEqual((answer("198.51.100.1"), answer("198.51.100.66"), answer("203.0.113.9")), (b"K", None, b"D"))
+
+    def forms(self, client: Client) -> list[bytes]:
+        """Those odd addresses of other domains that are taken from a client; each in a transaction of its own."""
+        taken = []
+        for address in (*ELSEWHERE, *SOURCE_ROUTES):
+            client.say(b"MAIL FROM:<a@b.test>", b"RCPT TO:<" + address + b">")
+            taken += [one.raw for one in client.protocol.session.recipients]
+            client.say(b"RSET")
+        return taken
+
+    def test_behind_a_proxy(self) -> None:
+        """A proxy that may relay itself, and is this host, lets no stranger do so; a client is whom it tells, once."""
+        self.put("proxyclients", "127.0.0.1\n")
+        self.put("relayclients", "127.0.0.1\n")
+        proxying = ProxyingFactory(self.factory(), self.control, self.clock)
+
+        def come(header: bytes) -> Client:
+            client = Client(proxying, host="127.0.0.1")
+            client.protocol.dataReceived(header)
+            client.protocol = client.transport.protocol
+            return client
+
+        client = come(b"PROXY TCP4 203.0.113.9 10.0.0.1 4000 25\r\n")
+        client.say(b"EHLO x")
+        self.assertEqual(client.say(b"PROXY TCP4 127.0.0.1 10.0.0.1 4000 25")[0][:3], b"502")
+        self.assertEqual(self.forms(client), [])
+        relaying = come(b"PROXY TCP4 127.0.0.1 10.0.0.1 4000 25\r\n")
+        self.assertIn(b"a@far.test", self.forms(relaying))
+
+    def test_behind_a_front_end(self) -> None:
+        """XCLIENT: the same for one that speaks SMTP; and who is no front end cannot say that he is somebody else."""
+        self.put("xclients", "127.0.0.1\n")
+        self.put("relayclients", "127.0.0.1\n10.0.0.7\n")
+        client = self.connect("127.0.0.1")
+        client.say(b"EHLO x", b"XCLIENT ADDR=203.0.113.9", b"EHLO x")
+        self.assertEqual(self.forms(client), [])
+        stranger = self.connect("203.0.113.9")
+        for address in (b"127.0.0.1", b"10.0.0.7", b"IPV6:::1"):
+            self.assertEqual(stranger.say(b"EHLO x", b"XCLIENT ADDR=" + address)[-1][:3], b"502")
+        self.assertEqual(self.forms(stranger), [])
+
+    def test_etrn(self) -> None:
+        """Nobody makes a queue run for a domain that is not theirs, in whatever form they ask for it."""
+        self.put("etrnclients", "far.test:203.0.113.9\n")
+        asked: list[bytes] = []
+
+        class Asking(SMTPFactory):
+            def send_for(self, domain: bytes) -> Deferred[int]:
+                asked.append(domain)
+                return succeed(1)
+
+        client = self.connect("203.0.113.9", self.factory(kind=Asking))
+        client.say(b"EHLO x")
+        for domain in (
+            *(b"b.test", b"@far.test", b"#far.test", b"sub.far.test", b".test", b"*", b"far.test b.test", b""),
+            *(b"far.test\0b.test", b"a@far.test", b"<far.test>", b"[203.0.113.9]", b"far.test,b.test"),
+        ):
+            [answer] = client.say(b"ETRN " + domain)
+            self.assertIn(answer[:1], b"45", (domain, answer))
+        self.assertEqual(asked, [])
+        client.say(b"ETRN Far.TEST")
+        self.assertEqual(asked, [b"far.test"])
+        self.assertEqual(self.forms(client), [])
 
     def test_order_is_by_the_file(self) -> None:
         """control/policies puts named ones first; what is not named keeps its place, and nothing is lost."""

@@ -462,6 +462,7 @@ class Limits(Case):
             client.hang_up()
         self.put("tcp.pop3", '192.0.2.:allow,MAXCONNIP="1",DIEMSG="slowly"\n')
         clients = [Client(self.factory, host="192.0.2.1") for _ in range(2)]
+        self.assertEqual(clients[0].greeting[:1], b"+")  # those who have left are not counted
         self.assertEqual(clients[1].greeting, b"-ERR [SYS/TEMP] slowly\r\n")
         self.put("maxconnip", "50\n")
         self.put("maxconnc", "50\n")

@@ -11,6 +11,8 @@ from qtwist.files.cdb import write_cdb
 from qtwist.policy import Policy, Reply, Session, accept
 from qtwist.submission.factory import SubmissionFactory
 from tests.auth_tools import AtOnce
+from tests.test_policy_attacks import ELSEWHERE, SOURCE_ROUTES
+from tests.test_policy_attacks import HERE as HERE_TOO
 from tests.test_smtpd import NOW, Client
 from tests.test_smtpd_auth import HERE, TIM, AuthCase
 
@@ -71,6 +73,15 @@ class Rules(SubmissionCase):
         self.assertEqual(client.say(b"MAIL FROM:<tim@mx.test>"), [b"530 5.7.0 log in first"])
         self.assertEqual(client.codes(FAR, b"DATA"), [503, 503])
         self.assertEqual(client.codes(b"AUTH PLAIN " + TIM, b"MAIL FROM:<x@y.test>", FAR), [235, 250, 250])
+
+    def test_no_odd_address_without_a_login(self) -> None:
+        """Issue 8: relay attempts with every odd address form; here not even our own."""
+        self.put("relayclients", "0.0.0.0/0\n")
+        self.put("tcp.submission", ':allow,RELAYCLIENT=""\n')
+        for address in (*ELSEWHERE, *SOURCE_ROUTES, *HERE_TOO):
+            client = self.greeted()
+            codes = client.codes(b"MAIL FROM:<a@b.test>", b"RCPT TO:<" + address + b">", b"DATA")
+            self.assertEqual(codes, [530, 503, 503], address)
 
     def test_rules_about_clients(self) -> None:
         """control/tcp.submission can deny; RELAYCLIENT in it is no login (spec/related.md §4.2)."""
