@@ -53,6 +53,7 @@ class SendingCase(SynchronousTestCase):
         sender: bytes,
         recipients: Sequence[bytes],
         environ: Mapping[str, str],
+        parameters: tuple[bytes, bytes] = (b"", b""),
     ) -> int:
         self.assertEqual(home, self.home)
         self.assertEqual(environ.get("QMAILQUEUE"), self.environ.get("QMAILQUEUE"))
@@ -60,6 +61,7 @@ class SendingCase(SynchronousTestCase):
             raise self.refusal
         self.message = b"".join(message)
         self.queued.append((sender, list(recipients)))
+        self.parameters = parameters
         return 1
 
     def write_all(self, fd: int, data: bytes) -> None:
@@ -307,6 +309,19 @@ class SendmailTests(SendingCase):
         ):
             self.sendmail(*words)
             self.assertEqual(self.queued.pop()[1], [b"h@x.y"], words)
+
+    def test_reports(self) -> None:
+        """-N, -R and -V as in Postfix (RFC 3461 §4); nothing is asked for without them."""
+        for words, expected in [
+            ([], (b"", b"")),
+            (["-N", "never"], (b"", b"NOTIFY=NEVER")),
+            (["-Nsuccess,failure", "-R", "hdrs", "-V", "a+b"], (b"RET=HDRS ENVID=a+2Bb", b"NOTIFY=SUCCESS,FAILURE")),
+            (["-R", "full", "-f", "joe@x.y"], (b"RET=FULL", b"")),
+        ]:
+            self.sendmail(*words, "h@x.y")
+            self.assertEqual(self.parameters, expected, words)
+        for words in (["-N", "always"], ["-N", "never,delay"], ["-R", "some"], ["-V", "x" * 101], ["-V", "a\nb"]):
+            self.sendmail(*words, "h@x.y", code=100)
 
     def test_queue_run(self) -> None:
         """A cron job that runs sendmail -q must neither wait for a message nor send one."""

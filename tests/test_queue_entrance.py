@@ -11,12 +11,14 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 
 from qtwist.interfaces import AnswerLost, QueueError
+from qtwist.mail.asked import Asked
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.queue.entrance import DoorQueue
 from qtwist.roles import DoorService
 from tests.test_queue_door import SocketCase
 
 ENVELOPE = Envelope(b"a@b", (b"c@d", b"e@f"))
+ASKING = Envelope(b"a@b", (b"c@d", b"e@f"), Asked(b"RET=HDRS", (b"", b"NOTIFY=NEVER")))
 
 
 class Answering(Protocol):
@@ -65,6 +67,21 @@ class EntranceTests(SocketCase):
         self.assertEqual((accepted.number, accepted.qp), (101, 101))
         self.assertEqual(self.queue.accepted, [(ENVELOPE, b"Subject: x\n\nhello\n")])
         self.assertEqual(self.queue.origins[101], Origin.network(os.geteuid()))
+
+    async def test_parameters(self) -> None:
+        """What was asked for (RFC 3461) goes with small messages and with large ones; what is none is refused."""
+        self.open()
+        for size in (10, 200_000):
+            message = self.begin()
+            message.write(b"x" * size)
+            await message.commit(ASKING)
+            self.assertEqual(self.queue.accepted.pop()[0], ASKING)
+            message = self.begin()
+            message.write(b"x" * size)
+            wrong = Envelope(b"a@b", (b"c@d",), Asked(b"", (b"NOTIFY=NEVER\r\nDATA",)))
+            await self.refusal(message.commit(wrong))
+        self.assertEqual(self.queue.accepted, [])
+        self.flushLoggedErrors(ValueError)
 
     async def test_large(self) -> None:
         """The writer waits for the disk; memory does not hold the message."""

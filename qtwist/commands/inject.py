@@ -77,8 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(arguments, os.environ, blocks(0))
 
 
-def run(argv: Sequence[str], environ: Mapping[str, str], message: Iterable[bytes]) -> int:
-    """Do what the command line says, with `message` as the input.
+def run(
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    message: Iterable[bytes],
+    parameters: tuple[bytes, bytes] = (b"", b""),
+) -> int:
+    """Do what the command line says, with `message` as the input; `parameters` are as `submit` has them.
 
     $QTWISTHOME and $QMAILQUEUE, too, are those of `environ`.
     """
@@ -106,7 +111,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str], message: Iterable[bytes
         header = injection.header()
         if to_queue:
             recipients = injection.recipients(strategy != "a")
-            submit(home(environ), _whole(header, splitter), injection.sender or b"", recipients, environ)
+            whole = _whole(header, splitter)
+            submit(home(environ), whole, injection.sender or b"", recipients, environ, parameters)
         else:
             write_all(1, injection.return_path())
             for block in _whole(header, splitter):

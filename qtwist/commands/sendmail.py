@@ -39,6 +39,10 @@ OPTIONS
                has no name
     -r SENDER  the same
     -F NAME    the name in From, where it is missing
+    -N WHEN    report on each recipient: never, or some of success, failure and
+               delay with commas between them
+    -R WHAT    in a report of failure: full, the message; hdrs, its header
+    -V ID      an identifier of the message that is in its reports
     -bm        send a message (the default)
     -bp        show the queue, as mailq does
     -bs        talk SMTP on standard input and output
@@ -49,9 +53,9 @@ OPTIONS
     -bi, or -I, or newaliases: aliases are the files .qmail-NAME in HOME/alias.
 
     Accepted and without effect: -e MODE, -o OPTION, -O OPTION=VALUE,
-    -p PROTOCOL, -B TYPE, -A MODE, -C FILE, -D FILE, -L TAG, -M ID, -N NOTIFY,
-    -R RETURN, -V ENVID, -X FILE, -h HOPS with an argument; -d, -E, -J, -Q with
-    text behind them or none; and -c, -G, -i, -m, -n, -s, -U, -v, -x, -Y.
+    -p PROTOCOL, -B TYPE, -A MODE, -C FILE, -D FILE, -L TAG, -M ID, -X FILE,
+    -h HOPS with an argument; -d, -E, -J, -Q with text behind them or none; and
+    -c, -G, -i, -m, -n, -s, -U, -v, -x, -Y.
 
 EXIT CODES
     0    queued
@@ -122,6 +126,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str], message: Iterable[bytes
     strategy = "-a"
     sender: str | None = None
     queue_run = False
+    asked: dict[str, str] = {}
     for letter, argument in options:
         if letter == "t":
             strategy = "-H"
@@ -129,6 +134,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str], message: Iterable[bytes
             sender = argument
         elif letter == "F":
             environ["MAILNAME"] = argument
+        elif letter in "NRV":
+            asked[letter] = argument
         elif letter == "q":
             queue_run = True
         elif letter == "I":
@@ -149,10 +156,29 @@ def run(argv: Sequence[str], environ: Mapping[str, str], message: Iterable[bytes
         die(PROG, TEMPORARY, f"fatal: there is no mail system in {home(environ)}")
     if queue_run and strategy == "-a" and not recipients:
         return 0
+    parameters = _parameters(asked) if asked else (b"", b"")
     if sender is None:
-        return inject.run([strategy, "--", *recipients], environ, message)
+        return inject.run([strategy, "--", *recipients], environ, message, parameters)
     _be(sender, environ)
-    return inject.run([strategy, "-f", sender, "--", *recipients], environ, message)
+    return inject.run([strategy, "-f", sender, "--", *recipients], environ, message, parameters)
+
+
+def _parameters(asked: Mapping[str, str]) -> tuple[bytes, bytes]:
+    """What -R, -V and -N ask for (RFC 3461)."""
+    from qtwist.mail import asked as dsn
+
+    mail = []
+    if "R" in asked:
+        mail.append(b"RET=" + os.fsencode(asked["R"]).upper())
+    if "V" in asked:
+        mail.append(b"ENVID=" + dsn.encode_xtext(os.fsencode(asked["V"])))
+    found = b" ".join(mail), b"NOTIFY=" + os.fsencode(asked["N"]).upper() if "N" in asked else b""
+    try:
+        dsn.of_message(found[0])
+        dsn.of_recipient(found[1])
+    except ValueError as error:
+        die(PROG, PERMANENT, f"fatal: wrong value of -N, -R or -V: {error}")
+    return found
 
 
 def _be(sender: str, environ: dict[str, str]) -> None:

@@ -73,16 +73,24 @@ def submit(
     sender: bytes,
     recipients: Sequence[bytes],
     environ: Mapping[str, str] = os.environ,
+    parameters: tuple[bytes, bytes] = (b"", b""),
 ) -> int:
     """Queue a message, given in blocks of any size, LF line ends; returns its ``qp`` number.
 
+    `parameters` are those of the message and of each recipient that ask for reports (:mod:`qtwist.mail.asked`). They
+    are kept on the ways 2 and 3; the others have no place for them.
+
     QueueRefused when it was not queued. What the iteration over `message` raises is passed on; nothing is queued then.
     """
-    return submit_later(home, message, lambda: (sender, recipients), environ)
+    return submit_later(home, message, lambda: (sender, recipients), environ, parameters)
 
 
 def submit_later(
-    home: str, message: Iterable[bytes], envelope: Envelope, environ: Mapping[str, str] = os.environ
+    home: str,
+    message: Iterable[bytes],
+    envelope: Envelope,
+    environ: Mapping[str, str] = os.environ,
+    parameters: tuple[bytes, bytes] = (b"", b""),
 ) -> int:
     """As :func:`submit`; `envelope` is called for sender and recipients after the message has been read."""
 
@@ -108,12 +116,12 @@ def submit_later(
             raise _nobody_there(home, error) from error
     else:
         try:
-            return _talk(connection, message, checked)
+            return _talk(connection, message, checked, parameters)
         finally:
             connection.close()
     from qtwist.queue.direct import submit_to_disk
 
-    return submit_to_disk(home, message, checked)
+    return submit_to_disk(home, message, checked, parameters)
 
 
 def _connect(home: str) -> _socket.socket:
@@ -132,7 +140,9 @@ def _connect(home: str) -> _socket.socket:
     return connection
 
 
-def _talk(connection: _socket.socket, message: Iterable[bytes], envelope: Envelope) -> int:
+def _talk(
+    connection: _socket.socket, message: Iterable[bytes], envelope: Envelope, parameters: tuple[bytes, bytes]
+) -> int:
     """One request in chunked form, and what the answer says."""
     parts = [b"+"]
     size = 0
@@ -146,6 +156,11 @@ def _talk(connection: _socket.socket, message: Iterable[bytes], envelope: Envelo
                 parts = []
                 size = 0
     sender, recipients = envelope()
+    mail, asked = parameters
+    if mail:
+        sender += b"\0" + mail
+    if asked:
+        recipients = [recipient + b"\0" + asked for recipient in recipients]
     parts += (b"0:,", encode(sender), *map(encode, recipients), b".")
     _send(connection, b"".join(parts))
     return _answer(connection)

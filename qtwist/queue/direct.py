@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from qtwist.files.disk import RealDisk
 from qtwist.interfaces import QueueError
+from qtwist.mail.asked import Asked
 from qtwist.mail.envelope import Envelope
 from qtwist.queue.accept import NO_QUEUE, Acceptor, Submission
 from qtwist.queue.client import QueueRefused
@@ -20,7 +21,12 @@ from qtwist.queue.peers import origin_of, owner
 from qtwist.queue.trigger import pull_trigger
 
 
-def submit_to_disk(home: str, message: Iterable[bytes], envelope: Callable[[], tuple[bytes, Sequence[bytes]]]) -> int:
+def submit_to_disk(
+    home: str,
+    message: Iterable[bytes],
+    envelope: Callable[[], tuple[bytes, Sequence[bytes]]],
+    parameters: tuple[bytes, bytes] = (b"", b""),
+) -> int:
     """Queue a message; its number. Otherwise as :func:`qtwist.queue.client.submit_later`."""
     uid = os.getuid()
     _become_owner(f"{home}/queue")
@@ -39,7 +45,10 @@ def submit_to_disk(home: str, message: Iterable[bytes], envelope: Callable[[], t
         except BaseException:
             acceptor.discard(mess)
             raise
-        [result] = acceptor.commit([Submission(origin, started, Envelope(sender, tuple(recipients)), [], mess)])
+        mail, one = parameters
+        asked = Asked(mail, (one,) * len(recipients)) if mail or one else None
+        made = Envelope(sender, tuple(recipients), asked)
+        [result] = acceptor.commit([Submission(origin, started, made, [], mess)])
         if isinstance(result, QueueError):
             raise result
         pull_trigger(layout.lock("trigger"))

@@ -6,13 +6,24 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
 
-from qtwist.interfaces import IQueue, QueueError, RecipientRecord
+from qtwist.interfaces import IQueue, MessageInfo, QueueError, RecipientRecord
 from qtwist.mail import dsn
 from qtwist.mail.envelope import Report
 from qtwist.mail.qsbmf import recipient_paragraph
 from qtwist.send.bounces import BounceSettings, inject_bounce, inject_report
 from qtwist.send.log import SendLog
 from qtwist.send.schedule import Pass
+
+
+def end_paragraph(
+    info: MessageInfo, channel: str, record: RecipientRecord, address: bytes, report: Report
+) -> bytes | None:
+    """What bounce/N gets of a recipient who is done, `address` as the sender knew it; None for nothing."""
+    if info.asked is None:
+        return recipient_paragraph(address, report.text) if report.letter == b"D" else None
+    wanted = info.asked.recipients.get((channel, record.offset), b"")
+    action = dsn.outcome(channel, report, wanted, info.sender)
+    return None if action is None else dsn.marked_paragraph(address, action, channel, record.offset, report.text)
 
 
 class Reporter:
@@ -34,19 +45,16 @@ class Reporter:
 
     def paragraph(self, channel: str, one: Pass, record: RecipientRecord, report: Report) -> bytes | None:
         """What bounce/N gets of a recipient who is done; None for nothing. One who is not is noted for his delay."""
-        address = record.address
-        if one.asked is None:
-            return recipient_paragraph(self._original(address), report.text) if report.letter == b"D" else None
-        wanted = one.asked.recipients.get((channel, record.offset), b"")
-        if report.letter not in (b"K", b"D"):
-            if self._is_late(one) and dsn.tells_delay(wanted, one.sender):
-                about = dsn.About(self._original(address), dsn.DELAYED, report.text, channel, record.offset)
-                one.delayed.append(about)
+        if report.letter == b"K" and one.asked is None:
             return None
-        action = dsn.outcome(channel, report, wanted, one.sender)
-        if action is None:
-            return None
-        return dsn.marked_paragraph(self._original(address), action, channel, record.offset, report.text)
+        address = self._original(record.address)
+        if report.letter in (b"K", b"D"):
+            return end_paragraph(MessageInfo(one.sender, one.birth, one.asked), channel, record, address, report)
+        if one.asked is not None and self._is_late(one):
+            wanted = one.asked.recipients.get((channel, record.offset), b"")
+            if dsn.tells_delay(wanted, one.sender):
+                one.delayed.append(dsn.About(address, dsn.DELAYED, report.text, channel, record.offset))
+        return None
 
     def _is_late(self, one: Pass) -> bool:
         return bool(self._settings.delaywarn) and self._clock.seconds() >= one.birth + self._settings.delaywarn

@@ -12,9 +12,10 @@ from typing import Any
 from twisted.internet.task import deferLater
 
 from qtwist.interfaces import IQueue
-from qtwist.mail.qsbmf import recipient_paragraph
+from qtwist.mail.envelope import Report
 from qtwist.send.flushing import Flusher
 from qtwist.send.manager import QueueManager
+from qtwist.send.reporting import end_paragraph
 from qtwist.send.schedule import READ_AHEAD
 
 FAIL = "fail"
@@ -27,7 +28,9 @@ PATIENCE = 20
 SAME_BIRTH = 0.001
 
 #: The report about a recipient who was failed by hand.
-FAILED = b"The administrator of this mail system has ended the attempts to deliver the message. (#5.0.0)\n"
+REPORT = Report.failure(
+    b"The administrator of this mail system has ended the attempts to deliver the message. (#5.0.0)\n"
+)
 
 
 class SteeringError(Exception):
@@ -40,11 +43,13 @@ async def fail_recipients(queue: IQueue, number: int, channel: str, original: Ca
     Each one's paragraph is on disk before its mark, so that a crash in between tries again and forgets nobody.
     """
     count = offset = 0
+    info = await queue.info(number)
     while True:
         records, offset = await queue.recipients(number, channel, offset, READ_AHEAD)
         left = [record for record in records if not record.done]
-        if left:
-            paragraphs = [recipient_paragraph(original(record.address), FAILED) for record in left]
+        found = [end_paragraph(info, channel, record, original(record.address), REPORT) for record in left]
+        paragraphs = [paragraph for paragraph in found if paragraph is not None]
+        if paragraphs:
             await queue.append_bounce(number, b"".join(paragraphs))
         for record in left:
             await queue.mark(number, channel, record.offset)

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, execute
 from twisted.python.failure import Failure
 
 from qtwist.files.disk import Disk
-from qtwist.interfaces import IQueue, RecipientRecord
+from qtwist.interfaces import IQueue, MessageInfo, RecipientRecord
 from qtwist.mail.rewriting import Rewriter
 from qtwist.queue.journal import Journal
 from qtwist.queue.layout import Layout
@@ -138,6 +138,9 @@ class _Still:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+
+    def info(self, number: int) -> Deferred[MessageInfo]:
+        return execute(self._store.info, number)
 
     def recipients(
         self, number: int, channel: str, offset: int, limit: int

@@ -31,6 +31,7 @@ from qtwist.clock import shift
 from qtwist.interfaces import Accepted, Delivery
 from qtwist.local.deliver import Forwarded, Job, LocalDelivery, Parts, deliver_together
 from qtwist.local.report import report
+from qtwist.mail.asked import Asked
 from qtwist.mail.constmap import ConstantMap
 from qtwist.mail.envelope import Envelope, Origin, Report
 from qtwist.mail.holds import Hold, Holds
@@ -63,6 +64,7 @@ _TOKEN = re.compile(rb"^token: (\d+)\n", re.MULTILINE)
 _PARAGRAPH = re.compile(rb"^<([^>\n]+)>:\n", re.MULTILINE)
 _RECEIVED = re.compile(rb"Received: \(qmail \d+ invoked [^\n]*\n")
 _DELIVERED = re.compile(rb"Return-Path: [^\n]*\nDelivered-To: ([^\n]+)\n" + _RECEIVED.pattern)
+_NAMED = re.compile(rb"^Original-Recipient: rfc822; (.*)\nFinal-Recipient: rfc822; (.*)\nAction: failed$", re.MULTILINE)
 _NOTICE = b"\nSubject: failure notice\n"
 
 OPEN, ACCEPTED, REFUSED, GONE = "open", "accepted", "refused", "gone"
@@ -85,6 +87,7 @@ class Sent:
     committed: bool = False
     number: int | None = None
     settled: str | None = None  # the verdict of the administrator
+    asked: bool = False  # with DSN parameters
 
 
 @attrs.frozen
@@ -415,19 +418,21 @@ class Machine:
         if self.disk.dead:
             raise Crash
 
-    def _do_send(self, sender: bytes, kinds: Sequence[bytes], size: int = 10) -> None:
-        """Hand in a message; `kinds` are local parts that say what becomes of it, with the domain."""
+    def _do_send(self, sender: bytes, kinds: Sequence[bytes], size: int = 10, asked: bool = False) -> None:
+        """Hand in a message; `kinds` are local parts that say what becomes of it, with the domain. With `asked`, each
+        recipient has a parameter that names him."""
         token = len(self.sent)
         recipients = tuple(b"%s-%d.%d@%s" % (kind, token, n, domain) for n, (kind, domain) in enumerate(kinds))
         if sender:
             sender = b"%s-%d.s@far.test" % (sender, token)
         text = b"token: %d\n\n" % token + b"From the body\n" + b"x" * size + b"\nend %d\n" % token
-        sent = Sent(token, sender, recipients, text)
+        sent = Sent(token, sender, recipients, text, asked=asked)
+        parameters = Asked(b"ENVID=%d" % token, tuple(b"ORCPT=rfc822;" + one for one in recipients)) if asked else None
         self.sent.append(sent)
         incoming = self.queue.begin(Origin.network(7))
         incoming.write(sent.text)
         sent.committed = True
-        incoming.commit(Envelope(sender, recipients)).addCallbacks(
+        incoming.commit(Envelope(sender, recipients, parameters)).addCallbacks(
             self._accepted, self._refused, (sent,), None, (sent,)
         )
 
@@ -635,6 +640,17 @@ class Machine:
         if old and attempt.recipient not in self._undone and not self._unmarked:
             self._object(f"{where}: tried again though it was marked as done")
 
+    def judge_parameters(self, delivery: Delivery, content: bytes) -> None:
+        """Who came with DSN parameters leaves with them, and nobody else has some."""
+        found = (delivery.asked_mail, delivery.asked)
+        sent = self._sent_as(content)
+        if _NOTICE in content[:300] or not sent.asked:
+            expected = (b"", b"")
+        else:
+            expected = (b"ENVID=%d" % sent.token, b"ORCPT=rfc822;" + delivery.recipient)
+        if found != expected:
+            self._object(f"{delivery.recipient!r} of message {sent.token} goes on with {found}")
+
     def _may_return(self, sent: Sent) -> bool:
         """The windows for a refused message: todo/ could not be synced (Acceptor.commit), or the journal could not."""
         return any(
@@ -647,7 +663,11 @@ class Machine:
         told = self._told(attempt.content)
         if not told or not told <= {*sent.recipients, sent.sender}:
             self._object(f"a notice about message {sent.token} tells of {told}")
-        if not attempt.content.endswith(sent.text):
+        if sent.asked:
+            named = _NAMED.findall(attempt.content)
+            if {one[1] for one in named} != told & {*sent.recipients} or any(one[0] != one[1] for one in named):
+                self._object(f"a report about message {sent.token} names {named} for {told}")
+        if not (sent.text in attempt.content if sent.asked else attempt.content.endswith(sent.text)):
             self._object(f"a notice about message {sent.token} has not all of it")
         if attempt.recipient not in (sent.sender, b"dir-postmaster@here.test"):
             self._object(f"a notice about message {sent.token} went to {attempt.recipient!r}")
@@ -840,6 +860,7 @@ class RemoteHosts:
         machine = self._machine
         content = machine.disk.peek(delivery.fd)
         close_quietly(machine.disk, delivery.fd)
+        machine.judge_parameters(delivery, content)
         kind = delivery.recipient.partition(b"-")[0]
         machine._tries[delivery.recipient] += 1
         if kind == b"bad":

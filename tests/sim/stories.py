@@ -21,10 +21,16 @@ FAILURES = ((b"no", _LOCAL), (b"dir", _LOCAL), (b"bad", _REMOTE), (b"slow", _REM
 
 
 def one_message(
-    kinds: Sequence[tuple[bytes, bytes]], *, sender: bytes = b"ok", size: int = 10, times: int = 1, **how: Any
+    kinds: Sequence[tuple[bytes, bytes]],
+    *,
+    sender: bytes = b"ok",
+    size: int = 10,
+    times: int = 1,
+    asked: bool = False,
+    **how: Any,
 ) -> Story:
     """A message (or some at once) to these recipients, until each has a result."""
-    actions = [("send", sender, kinds, size)] * times + [("settle",), ("advance", 2000)]
+    actions = [("send", sender, kinds, size, asked)] * times + [("settle",), ("advance", 2000)]
     return Story([Life(actions)], **how)
 
 
@@ -87,6 +93,7 @@ sends = _action(
     st.sampled_from((b"ok", b"bad", b"")),
     st.lists(st.sampled_from(KINDS), max_size=4),
     st.sampled_from(SIZES),
+    st.booleans(),
 )
 actions = st.one_of(
     sends,

@@ -83,6 +83,11 @@ class StopEverywhere(MachineCase):
         for model in Model:
             self.stop_everywhere(one_message(FAILURES, model=model, shared_sync=False), 2)
 
+    def test_parameters(self) -> None:
+        """RFC 3461: what was asked for survives, in files and journal, and each report says of whom it is."""
+        for journal in (False, True):
+            self.stop_everywhere(one_message(FAILURES, model=Model.JOURNAL, journal=journal, asked=True), 1)
+
     def test_double_bounce(self) -> None:
         """§9.11: what cannot be told to the sender is told to the postmaster; a notice has no sender itself."""
         for sender in (b"bad", b""):
