@@ -382,6 +382,8 @@ class DeskTests(SteeringCase):
     def test_others_are_refused(self) -> None:
         self.assertIn("only root", self.ask(b'15:{"op": "holds"},', uid=8)["error"])
         self.assertEqual(self.asked(op="holds"), {})
+        # Nothing that they say is looked at, nor what servers may do.
+        self.assertIn("only root", self.ask(b'39:{"op": "flush", "domain": "far.test"}  ,', uid=8)["error"])
 
     def test_nonsense(self) -> None:
         self.start()

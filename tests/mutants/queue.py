@@ -292,11 +292,11 @@ QUEUE = (
         "test_queue_accept",
     ),
     of(
-        "the last of a batch is not committed",
+        "one more in a batch than may be",
         "queue/commit.py",
         "if len(batch) == self._limit:",
         "if len(batch) == self._limit + 1:",
-        "test_queue_files",
+        "test_queue_commit",
     ),
     of(
         "answers of a batch are swapped",
@@ -481,7 +481,7 @@ QUEUE = (
         "queue/journaled.py",
         "len(self._live) >= MOST_MESSAGES or ",
         "",
-        "test_queue_journal",
+        "sim.test_journal.InMemory",
     ),
     of(
         "journal: ended although not all settled",
@@ -489,8 +489,7 @@ QUEUE = (
         "        if failed:\n            raise OSError",
         "        if failed < 0:\n            raise OSError",
         "test_queue_journal",
-        "sim.test_journal.StopEverywhere",
-        "sim.test_journal.Faults",
+        "sim.test_journal.InMemory",
     ),
     of(
         "no back-pressure for large messages",
@@ -505,14 +504,6 @@ QUEUE = (
         "        if self._aborted or self._answer is not None:\n            return fail(",
         "        if self._answer is not None:\n            return fail(",
         "test_queue_files",
-    ),
-    of(
-        "a large message is not flushed",
-        "queue/incoming.py",
-        "        if last:\n            self._acceptor.flush(self._mess)",
-        "        if False:\n            self._acceptor.flush(self._mess)",
-        "test_queue_files",
-        "sim.test_machine.StopEverywhere",
     ),
     of(
         "memory: the scarcest does not count",
@@ -533,13 +524,6 @@ QUEUE = (
         "files/disk.py",
         "        if written < len(data):\n",
         "        if written > len(data):\n",
-        "test_files_disk",
-    ),
-    of(
-        "descriptors are inherited",
-        "files/disk.py",
-        "return os.open(path, flags | os.O_CLOEXEC, mode)",
-        "return os.open(path, flags, mode)",
         "test_files_disk",
     ),
 )
