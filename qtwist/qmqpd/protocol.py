@@ -14,7 +14,7 @@ from qtwist.control import ControlError
 from qtwist.interfaces import Accepted, IIncomingMessage
 from qtwist.lingering import Lingering
 from qtwist.policy.session import Session
-from qtwist.queue.request import RequestProtocol
+from qtwist.queue.request import RequestProtocol, check_reserves
 from qtwist.wire.qmqp import QMQPServer
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class QMQPProtocol(RequestProtocol):
             self.start()
 
     def begin(self) -> IIncomingMessage:
+        check_reserves(self.factory.reserves)
         return self.factory.queue.begin(self.factory.origin)
 
     def heading(self) -> bytes:

@@ -206,7 +206,8 @@ SEND = (
         "the bounce file goes before the notice",
         "send/reporting.py",
         "        now = int(self._clock.seconds())\n        if info.sender",
-        "        now = int(self._clock.seconds())\n        await self._queue.discard_bounce(number)\n        if info.sender",
+        "        now = int(self._clock.seconds())\n"
+        "        await self._queue.discard_bounce(number)\n        if info.sender",
         "test_send_manager",
         "sim.test_machine.StopEverywhere",
     ),
@@ -345,7 +346,7 @@ SEND = (
     of(
         "strangers' requests are read",
         "send/desk.py",
-        "        elif self.uid not in self.factory.network:\n",
+        "        elif self.uid not in factory.network:\n",
         "        elif False:\n",
         "test_send_steering",
     ),
