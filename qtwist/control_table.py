@@ -443,7 +443,7 @@ _TABLE = (
     ControlFile(
         "memoryminfree",
         INTEGER,
-        (*_QUEUED, "qmail-queue"),
+        (*_QUEUED, *_QMQPD, "qmail-queue", *_POP3),
         "connection",
         "octets of memory that must be [free](running.md#bounds); 0: none",
         16 * 1024 * 1024,
@@ -539,7 +539,7 @@ _TABLE = (
     ControlFile(
         "queueminfree",
         INTEGER,
-        (*_QUEUED, "qmail-queue"),
+        (*_QUEUED, *_QMQPD, "qmail-queue"),
         "connection",
         "octets that must be [free](running.md#bounds) where the queue is; 0: none",
         16 * 1024 * 1024,

@@ -44,7 +44,7 @@ from qtwist.qmtpd.factory import QMTPFactory
 from qtwist.queue.files import FileQueue
 from qtwist.queue.journaled import JournaledQueue
 from qtwist.queue.layout import LayoutError, check_access
-from qtwist.roles import DeskService, DoorService, SendService, ServerService, StartError
+from qtwist.roles import DeskService, DoorService, SendService, ServerService, StartError, reserves
 from qtwist.send.bounces import BounceSettings
 from qtwist.send.manager import SendSettings
 from qtwist.smtpd.factory import SMTPFactory
@@ -193,7 +193,7 @@ class Home:
 
     def qmqpd(self, factory: Callable[..., QMQPFactory] = QMQPFactory) -> ServerService:
         """The service that listens on all ``qmqp`` lines of control/listen, for the clients of control/qmqpclients."""
-        made = factory(self.control, self.queue, clock=self.reactor)
+        made = factory(self.control, self.queue, clock=self.reactor, reserves=reserves(self))
         return ServerService(self, made, self.listeners("qmqpd"))
 
     def pop3d(self, factory: Callable[..., POP3Factory] = POP3Factory) -> ServerService:

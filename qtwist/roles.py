@@ -25,7 +25,7 @@ from qtwist.proxying import ProxyingFactory
 from qtwist.queue.door import DoorFactory, DoorPlace
 from qtwist.queue.memory import Memory
 from qtwist.queue.peers import origin_of, owner
-from qtwist.queue.room import Room
+from qtwist.queue.room import Reserve, Room
 from qtwist.remote.spawn import RemoteSpawner
 from qtwist.send.desk import DeskFactory
 from qtwist.send.log import LogFile, SendLog, TurnLines
@@ -149,6 +149,16 @@ class ServerService(Service):
             await maybeDeferred(self.home.leave_queue)
 
 
+def reserves(home: Home) -> tuple[Reserve, ...]:
+    """What has to be free for mail to be taken by those who ask no policies: disk and memory."""
+
+    def least(name: str) -> Callable[[], int]:
+        return Watched(home.control, (name,), lambda: home.control.integer(name)).get
+
+    seconds = home.reactor.seconds
+    return Room(home.queue_path, least("queueminfree"), seconds), Memory(least("memoryminfree"), seconds)
+
+
 class DoorService(Service):
     """The queue's door, for the commands that hand in mail and for servers of other accounts: HOME/run/queue.
 
@@ -161,13 +171,9 @@ class DoorService(Service):
     def __init__(self, home: Home, network: frozenset[int] = frozenset()) -> None:
         self.home = home
         self.place = DoorPlace(os.path.join(home.path, "run"))
-
-        def least(name: str) -> Callable[[], int]:
-            return Watched(home.control, (name,), lambda: home.control.integer(name)).get
-
-        seconds = home.reactor.seconds
-        reserves = Room(home.queue_path, least("queueminfree"), seconds), Memory(least("memoryminfree"), seconds)
-        self.factory = DoorFactory(home.queue, self._origin, clock=home.reactor, network=network, reserves=reserves)
+        self.factory = DoorFactory(
+            home.queue, self._origin, clock=home.reactor, network=network, reserves=reserves(home)
+        )
         self._network = network
         self._port: IListeningPort | None = None
 
@@ -208,7 +214,12 @@ class DeskService(Service):
     def startService(self) -> None:
         """StartError when the socket cannot be made."""
         super().startService()
-        factory = DeskFactory(Steering(self._send.manager), frozenset((0, os.geteuid())), network=self._network)
+        factory = DeskFactory(
+            Steering(self._send.manager),
+            frozenset((0, os.geteuid())),
+            network=self._network,
+            clock=self._home.reactor,
+        )
         self._port = _open(self.place, self._home, factory)
 
     def stopService(self) -> Deferred[None]:

@@ -511,6 +511,12 @@ class TimeTests(DeliverCase):
         run = self.run_for(b"trap 'echo bye; exit 0' TERM; echo hello; sleep 1000 & wait", 0.2)
         self.assertEqual(run, Run(0, b"hello\nbye\n", True))
 
+    def test_term_of_children(self) -> None:
+        """So may its children."""
+        child = b"(trap 'echo tidied; exit 0' TERM; sleep 1000 & wait)"
+        run = self.run_for(b"trap 'exit 1' TERM; %b & wait" % child, 0.2)
+        self.assertEqual(run.output, b"tidied\n")
+
     def test_kill(self) -> None:
         """Who does not listen is killed, and so are its children."""
         run = self.run_for(b"trap '' TERM; sleep 1000 & echo $!; wait; sleep 1000", 0.2, 0.2)

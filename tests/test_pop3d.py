@@ -215,6 +215,22 @@ class Case(SynchronousTestCase):
         return client
 
 
+class Memory(Case):
+    def test_too_little(self) -> None:
+        """RFC 3206 §4: [SYS/TEMP] to those who come; who is there may go on (doc/running.md)."""
+        there = self.client()
+        self.put("memoryminfree", f"{10**18}\n")
+        self.clock.advance(2)
+        client = Client(self.factory)
+        self.assertEqual(client.greeting, b"-ERR [SYS/TEMP] not enough memory, try again later\r\n")
+        self.assertTrue(client.transport.disconnecting)
+        self.assertIn("refused 127.0.0.1, not enough memory (control/memoryminfree)", self.logged)
+        self.assertEqual(there.say(b"STAT")[:6], b"+OK 2 ")
+        self.put("memoryminfree", "0\n")
+        self.clock.advance(2)
+        self.client()
+
+
 class Sessions(Case):
     def test_a_session(self) -> None:
         verifyObject(IMaildrop, self.mailbox)

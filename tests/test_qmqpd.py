@@ -20,6 +20,7 @@ from qtwist.interfaces import Accepted, AnswerLost, QueueError
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.qmqpd import protocol
 from qtwist.qmqpd.factory import QMQPFactory
+from qtwist.queue.room import Free, Reserve
 from qtwist.wire.netstring import encode
 from tests.socket_tools import talk
 from tests.test_qmtpd import Client
@@ -113,6 +114,16 @@ class AccessTests(WithFactory):
         client = self.client("10.0.0.8")
         self.clock.advance(lingering.PATIENCE)
         self.assertTrue(client.transport.aborted)
+
+    def test_too_little_of_something(self) -> None:
+        """§6.3: while the disk or memory is nearly used up, the client is told to come again."""
+        free = 4
+        self.factory.reserves = [Reserve("least", lambda: 5, lambda: Free(free, "here"), self.clock.seconds)]
+        self.assertEqual(self.client().say(REQUEST)[3:4], b"Z")
+        self.assertEqual(self.queue.messages, [])
+        free = 10
+        self.clock.advance(2)
+        self.assertEqual(self.client().say(REQUEST), OK)
 
 
 class RequestTests(WithFactory):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from qtwist.files.disk import Disk, RealDisk
+from qtwist.files.disk import Disk, Path, RealDisk
 from qtwist.interfaces import Accepted, QueueError
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.queue.accept import Acceptor, Submission
@@ -55,6 +55,14 @@ class CommitTests(AcceptCase):
         names = {layout.name(room, number) for room in ("mess", "intd", "todo")}
         self.assertEqual(files_of(layout), names)
         self.assertEqual(acceptor.busy, set())
+
+    def test_modes_without_a_umask(self) -> None:
+        """§5.2: nobody else writes, whatever the umask allows."""
+        self.addCleanup(os.umask, os.umask(0))
+        [accepted] = self.acceptor().commit([submission()])
+        assert isinstance(accepted, Accepted)
+        modes = {stat.S_IMODE(os.stat(self.layout.path(room, accepted.number)).st_mode) for room in ("mess", "intd")}
+        self.assertEqual(modes, {0o644})
 
     def test_spilled(self) -> None:
         """A message of which a part is on disk already, and one of which all is."""
@@ -262,6 +270,21 @@ class FailingDiskTests(AcceptCase):
         results = acceptor.commit([submission() for _ in range(3)])
         self.assertEqual([result.code for result in results if isinstance(result, QueueError)], [53, 53, 53])
         self.assertEqual((files_of(self.layout), acceptor.busy), (set(), set()))
+
+    def test_sync_of_todo_fails_all(self) -> None:
+        """The links may or may not last, so nobody is told that they do."""
+        for messages in (1, 3):
+            todo = self.layout.room("todo")
+
+            class Refusing(RealDisk):
+                def fsync_directory(disk, path: Path, todo: str = todo) -> None:
+                    if path == todo:
+                        raise OSError(errno.EIO, "no", path)
+                    super().fsync_directory(path)
+
+            results = self.acceptor(Refusing()).commit([submission() for _ in range(messages)])
+            self.assertEqual([getattr(result, "code", None) for result in results], [66] * messages)
+            self.assertEqual(files_of(self.layout), set())
 
     def test_own_sync_fails_one(self) -> None:
         """A file's failed fsync is not tried again, and the others of the batch are accepted."""

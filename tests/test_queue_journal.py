@@ -126,6 +126,32 @@ class RecordTests(SynchronousTestCase):
         self.assertEqual((found.due["remote"], found.bounce), (1400.5, b"<joe@y>:\nno\n\n"))
         self.assertEqual(replay([*told, Record(records.END, 5)]), {})
 
+    def test_vector(self) -> None:
+        """The octets of each kind, which a later version has to read."""
+        use = Use(3, 5)
+        told = [
+            records.mark(5, "local", 7),
+            records.postpone(5, "remote", 1.5),
+            records.routed(5, {"local": bytearray(b"Ta\0")}),
+            records.done(5, "remote"),
+        ]
+        self.assertEqual(
+            [pack(one, use)[4:].hex() for one in told],
+            [
+                "00000009000000000000000300000000000000054d00000000000000056c0000000000000007",
+                "0000000900000000000000030000000000000005500000000000000005723ff8000000000000",
+                "00000008000000000000000300000000000000055200000000000000056c00000003546100",
+                "000000010000000000000003000000000000000544000000000000000572",
+            ],
+        )
+        self.assertEqual(records.accept(Entry(5, 1.5, b"Fa\0", b"x")).payload.hex(), "3ff80000000000000000000346610078")
+
+    def test_paragraphs(self) -> None:
+        """Of several that fail, each has its own; what was told is forgotten."""
+        told = [records.accept(entry(5)), Record(records.BOUNCE, 5, b"one\n\n"), Record(records.BOUNCE, 5, b"two\n\n")]
+        self.assertEqual(replay(told)[5].bounce, b"one\n\ntwo\n\n")
+        self.assertIsNone(replay([*told, Record(records.UNBOUNCE, 5)])[5].bounce)
+
     def test_with_gaps(self) -> None:
         """Where records are missing, those that make no sense without them are passed over."""
         told = [
@@ -211,6 +237,31 @@ class JournalTests(JournalCase):
         self.addCleanup(other.close)
         # What was released does not come back.
         self.assertLess(len(other.read()), 10)
+
+    def test_current_segment(self) -> None:
+        """It is never given out again, whatever is told of what still counts."""
+        journal, _ = self.opened()
+        journal.write([Record(records.END, 1)], sync=True)
+        journal.release(journal.generation + 9)
+        self.assertEqual(journal.segments, 1)
+        journal.write([Record(records.BOUNCE, 2, bytes(2500))], sync=True)
+        journal.write([Record(records.BOUNCE, 3, bytes(2500))], sync=True)
+        found = Journal(RealDisk(), self.directory, SMALL)
+        self.addCleanup(found.close)
+        self.assertEqual([record.number for record in found.read()], [1, 2, 3])
+
+    def test_short_writes(self) -> None:
+        """A disk that takes less than it is given is given the rest."""
+
+        class Slow(RealDisk):
+            def pwrite(self, fd: int, data: bytes, offset: int) -> int:
+                return super().pwrite(fd, data[:7], offset)
+
+        journal, _ = self.opened(Slow())
+        journal.write([Record(records.BOUNCE, 1, b"a paragraph\n\n")], sync=True)
+        found = Journal(RealDisk(), self.directory, SMALL)
+        self.addCleanup(found.close)
+        self.assertEqual(found.read(), [Record(records.BOUNCE, 1, b"a paragraph\n\n")])
 
     def test_preallocated(self) -> None:
         """A flush finds a file whose size does not change."""

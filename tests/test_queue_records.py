@@ -44,6 +44,11 @@ class EnvelopeTests(SynchronousTestCase):
         self.assertEqual(data, b"u0\0p28188\0Fa@b\0Tjoe@x\0")
         self.assertEqual(parse(data), (EnvelopeHead(0, 28188, b"a@b"), [b"joe@x"]))
 
+    def test_two_senders(self) -> None:
+        """§5.2: one, also when it is the empty one."""
+        for first in (b"", b"a@b"):
+            self.assertRaises(ValueError, parse, b"u1\0p2\0F%b\0Fx@y\0Tjoe@x\0" % first)
+
     def test_no_recipients(self) -> None:
         """§6.1: accepted. §28.19: the empty sender, too."""
         self.assertEqual(format_envelope(7, 8, Envelope(b"", ())), b"u7\0p8\0F\0")

@@ -242,6 +242,25 @@ class GarbageTests(StoreCase):
         names = {self.layout.name(room, number) for number, rooms in kept for room in rooms}
         self.assertEqual(self.collect({busy}), names)
 
+    def test_age(self) -> None:
+        """§1.5: 36 hours."""
+        self.put(36 * 3600 + 1)
+        kept = self.put(36 * 3600 - 1)
+        self.assertEqual(self.collect(), {self.layout.name("mess", kept)})
+
+    def test_comes_in_meanwhile(self) -> None:
+        """A number that a new message gets between two looks is not swept out."""
+
+        class Later:
+            looks = 0
+
+            def __contains__(self, number: object) -> bool:
+                self.looks += 1
+                return self.looks > 1
+
+        number = self.put(OSSIFIED * 2)
+        self.assertEqual(self.collect(Later()), {self.layout.name("mess", number)})
+
     def test_temporary_files(self) -> None:
         """pid/*, by atime."""
         for name, age in (("1.2.3", OSSIFIED + 60), ("4.5.6", OSSIFIED - 60)):

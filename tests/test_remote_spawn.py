@@ -376,7 +376,7 @@ class DialogueTests(SpawnerCase):
         """Line ends in an address never reach the wire; neither does what would end the path."""
         server = ScriptedSMTP()
         self.serve(server)
-        for bad in (b"a\r\nb@x.org", b"a@x\n.org", b"a@x> NOTIFY=NEVER", b"a\0@x.org"):
+        for bad in (b"a\r\nb@x.org", b"a\rb@x.org", b"a\nb@x.org", b"a@x\n.org", b"a@x> NOTIFY=NEVER", b"a\0@x.org"):
             self.assertEqual(await self.deliver(bad), reports.BAD_RECIPIENT)
             self.assertEqual(await self.deliver(sender=bad), reports.BAD_SENDER)
         self.assertEqual(await self.deliver(sender=b"a\nb"), reports.BAD_SENDER)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -165,6 +165,16 @@ class LifeOfAMessage(ManagerCase):
         self.assertIn(b"From: MAILER-DAEMON@mx.test\nTo: ann@far.test\nSubject: failure notice\n\nHi. This", head)
         self.assertTrue(head.endswith(b"<nobody@here.test>:\nNo such mailbox. (#5.1.1)\n\n"), head)
         self.assertEqual(copy, b"Return-Path: <ann@far.test>\nSubject: hi\n\nbody\n")
+
+    def test_a_bounce_of_a_large_message(self) -> None:
+        """§9.11: the copy has all of it."""
+        self.local.answers[b"nobody@here.test"] = Report.failure(b"no\n")
+        self.start()
+        data = b"Subject: hi\n\n" + b"".join(b"line %d\n" % number for number in range(20_000))
+        self.queue.send(b"ann@far.test", b"nobody@here.test", data=data)
+        self.go()
+        _, _, copy = self.queue.accepted[1][1].partition(b"--- Below this line is a copy of the message.\n\n")
+        self.assertEqual(copy, b"Return-Path: <ann@far.test>\n" + data)
 
     def test_a_bounce_of_mail_that_demands_tls(self) -> None:
         """RFC 8689 §5: the notice demands it too, and has the header of the message only."""
@@ -512,7 +522,9 @@ class TroubleWithTheDisk(ManagerCase):
         self.assertEqual(len(warnings), 1, warnings)
         self.assertIn(warning.format(number=number, file=f"{number % 23}/{number}"), warnings[0])
         self.queue.broken.clear()
-        self.go(after)
+        self.go(after - 1)
+        self.assertNotIn(f"end msg {number}", self.log())
+        self.go(1)
         self.assertIn(f"end msg {number}", self.log())
         self.assertEqual((self.queue.messages, self.queue.infos, self.queue.files), ({}, {}, {}))
 
@@ -539,7 +551,20 @@ class TroubleWithTheDisk(ManagerCase):
         self.trouble("info", "warning: trouble opening info/{file}; will try again later", 123)
 
     def test_recipients(self) -> None:
-        self.trouble("recipients", "warning: trouble reading local/{file}; will try again later", 123)
+        self.trouble("recipients", "warning: trouble reading local/{file}; will try again later", 100)
+
+    def test_strange_record(self) -> None:
+        """§9.7: the message stays, and is tried again on its schedule."""
+        asked = self.queue.recipients
+        self.queue.recipients = lambda *_: fail(ValueError("unknown record"))  # type: ignore[method-assign, assignment]
+        number = self.queue.send(b"ann@far.test", b"joe@here.test")
+        self.go()
+        lines = self.log()
+        self.assertIn(f"warning: unknown record type in local/{number % 23}/{number}!", lines)
+        self.assertNotIn(f"end msg {number}", lines)
+        self.queue.recipients = asked  # type: ignore[method-assign]
+        self.go(100)
+        self.assertIn(f"end msg {number}", self.log())
 
     def test_finish_channel(self) -> None:
         self.trouble("finish_channel", "warning: unable to unlink local/{file}; will try again later", 123)

@@ -67,6 +67,18 @@ class ChannelTests(SynchronousTestCase):
         self.assertEqual(channel.take_due(BIRTH + 5), 1)
         self.assertIsNone(channel.take_due(BIRTH + 5))
 
+    def test_other_times(self) -> None:
+        """What was withdrawn does not come, and what was put off comes at its new time, once."""
+        channel = Channel("local", 10)
+        channel.add(1, BIRTH)
+        self.assertEqual(channel.withdraw(1), BIRTH)
+        channel.add(2, BIRTH)
+        channel.add(2, BIRTH + 50)
+        self.assertEqual(channel.next_due(), BIRTH + 50)
+        self.assertIsNone(channel.take_due(BIRTH + 49))
+        self.assertEqual(channel.take_due(BIRTH + 50), 2)
+        self.assertIsNone(channel.take_due(BIRTH + 50))
+
     def test_slots_are_bounded(self) -> None:
         channel = Channel("local", 4)
         for number in range(6):

@@ -10,7 +10,8 @@ from twisted.internet.testing import StringTransport
 
 from qtwist.mail.envelope import Report
 from qtwist.mail.holds import DESTINATION, SENDER, Hold, Holds
-from qtwist.send.desk import DeskFactory
+from qtwist.send import desk
+from qtwist.send.desk import CONNECTIONS, DeskFactory
 from qtwist.send.flushing import INTERVAL, STARTED
 from qtwist.send.steering import DROP, FAIL, PATIENCE, Steering, SteeringError
 from tests.test_send_manager import ManagerCase
@@ -336,10 +337,35 @@ class FlushTests(SteeringCase):
 
 
 class DeskTests(SteeringCase):
+    def desk(self, uid: int) -> DeskFactory:
+        """Root and 7 may steer, 9 is a server; `uid` is who comes."""
+        return DeskFactory(self.steering, frozenset((0, 7)), lambda _: uid, frozenset((9,)), self.clock)
+
+    def test_bounds(self) -> None:
+        """So many requests of an account at once, and each has to come within a minute; others are not kept out."""
+        factory = self.desk(9)
+        connections = []
+        for _ in range(CONNECTIONS + 1):
+            protocol = factory.buildProtocol(None)
+            protocol.makeConnection(transport := StringTransport())
+            connections.append((protocol, transport))
+        self.assertEqual([one.transport.disconnecting for one, _ in connections], [False] * CONNECTIONS + [True])
+        self.assertIn(b"too many requests", connections[-1][1].value())
+        factory.peer_uid = lambda _: 7
+        other = factory.buildProtocol(None)
+        other.makeConnection(transport := StringTransport())
+        self.assertEqual(transport.value(), b"")
+        self.clock.advance(desk.PATIENCE)
+        self.assertTrue(all(one.disconnecting for _, one in connections))
+        for protocol, _ in connections:
+            protocol.connectionLost()
+        other.connectionLost()
+        self.assertEqual(factory.connections, {})
+
     def test_servers_may_flush(self) -> None:
         """Servers of other accounts may have mail tried; they may not steer."""
         self.deferred_message()
-        factory = DeskFactory(self.steering, frozenset((0, 7)), lambda _: 9, frozenset((9,)))
+        factory = self.desk(9)
         for request, wanted in (
             (b'{"op": "flush", "domain": "far.test"}', {"count": 1}),
             (b'{"op": "flush"}', {"error": "this is no request"}),
@@ -351,16 +377,17 @@ class DeskTests(SteeringCase):
             transport = StringTransport()
             protocol.makeConnection(transport)
             protocol.dataReceived(b"%d:%b," % (len(request), request))
+            protocol.connectionLost()
             self.assertEqual(json.loads(transport.value().partition(b":")[2][:-1]), wanted)
 
     def ask(self, request: bytes, uid: int = 7) -> dict[str, Any]:
-        factory = DeskFactory(self.steering, frozenset((0, 7)), lambda _: uid)
-        protocol = factory.buildProtocol(None)
+        protocol = self.desk(uid).buildProtocol(None)
         transport = StringTransport()
         protocol.makeConnection(transport)
         for position in range(len(request)):
             protocol.dataReceived(request[position : position + 1])
         self.assertTrue(transport.disconnecting)
+        protocol.connectionLost()
         answer: dict[str, Any] = json.loads(transport.value().partition(b":")[2][:-1])
         return answer
 
@@ -382,6 +409,8 @@ class DeskTests(SteeringCase):
     def test_others_are_refused(self) -> None:
         self.assertIn("only root", self.ask(b'15:{"op": "holds"},', uid=8)["error"])
         self.assertEqual(self.asked(op="holds"), {})
+        # Nothing that they say is looked at, nor what servers may do.
+        self.assertIn("only root", self.ask(b'39:{"op": "flush", "domain": "far.test"}  ,', uid=8)["error"])
 
     def test_nonsense(self) -> None:
         self.start()

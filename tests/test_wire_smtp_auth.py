@@ -210,6 +210,19 @@ class Dialogues(Transcript):
             SMTPServer(b"mx.test"),
         )
 
+    def test_not_offered(self) -> None:
+        """RFC 4954 §4: what is known, but not offered on this connection, is 504."""
+        self.play(
+            """
+            S: 220 mx.test ESMTP
+            C: AUTH PLAIN AHRpbQB0YW5zdGFhZg==
+            S: 504 no such mechanism (#5.5.4)
+            C: AUTH SCRAM-SHA-256
+            S: 504 no such mechanism (#5.5.4)
+            """,
+            engine_with(b"CRAM-MD5"),
+        )
+
     def test_tls_comes_first(self) -> None:
         engine = engine_with()
         engine.offer_tls = True

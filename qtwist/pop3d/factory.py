@@ -17,6 +17,7 @@ from qtwist.policy.trace import Traces
 from qtwist.policy.watched import Watched
 from qtwist.pop3d.protocol import POP3Protocol
 from qtwist.pop3d.settings import FILES, Settings, read_settings
+from qtwist.queue.memory import Memory
 from qtwist.serving import DrainingFactory
 from qtwist.tls.certificates import Certificates
 from qtwist.wire.pop3_server import Limits
@@ -32,6 +33,7 @@ class POP3Factory(DrainingFactory[POP3Protocol]):
     `authenticator` is asked for an :class:`~qtwist.pop3d.interfaces.IMaildrop`. `control` is read per connection, but
     only files that have changed. `clock` times everything out; `now` tells the date. A subclass can change `protocol`,
     `limits`, :meth:`timestamp` and `service`, the name of the service in logs and for the authenticator.
+    Nobody is let in that there is no `memory` for.
     """
 
     protocol: Callable[[], POP3Protocol] = POP3Protocol  # type: ignore[assignment]  # narrower than Factory has it
@@ -56,6 +58,8 @@ class POP3Factory(DrainingFactory[POP3Protocol]):
         self.now = now
         self.settings: Watched[Settings] = Watched(control, FILES, lambda: read_settings(control))
         self.certificates = Certificates(control, now)
+        least = Watched(control, ("memoryminfree",), lambda: control.integer("memoryminfree"))
+        self.memory = Memory(least.get, clock.seconds, kept="session of POP3")
         self._counter = itertools.count(1)
         self.traces = Traces(control)
         self.clients = ConnectionCounts(Surroundings(control, clock, now, share=lambda: self.share), "pop3")

@@ -46,6 +46,7 @@ log = Logger(namespace="qtwist.pop3d")
 CANNOT_READ = b"the configuration cannot be read"
 TOO_MANY = b"too many connections, try again later"
 TOO_MANY_FROM_YOU = b"too many connections from you, try again later"
+NO_MEMORY = b"not enough memory, try again later"
 CLOSING = b"the service is shutting down, try again later"
 WRONG = b"wrong name or password"
 NO_TLS = b"TLS is not available now"
@@ -108,6 +109,7 @@ class POP3Protocol(TLSConnection, Protocol):
         transport.registerProducer(self, True)
         try:
             settings = factory.settings.get()
+            has_memory = factory.memory.has()
         except ControlError as error:
             log.error("{id}: refused, {error}", id=self._id, error=error)
             self._engine.end(CANNOT_READ, TEMPORARY)
@@ -132,6 +134,9 @@ class POP3Protocol(TLSConnection, Protocol):
                 engine.end(TOO_MANY, TEMPORARY)
             elif self._is_one_too_many():
                 engine.end(self.variables.get(b"DIEMSG") or TOO_MANY_FROM_YOU, TEMPORARY)
+            elif not has_memory:
+                log.warn("{id}: refused {ip}, not enough memory (control/memoryminfree)", id=self._id, ip=self._ip)
+                engine.end(NO_MEMORY, TEMPORARY)
             else:
                 log.debug("{id}: connection from {ip}", id=self._id, ip=self._ip)
                 engine.greet()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -17,6 +17,7 @@ from qtwist.policy.tcprules import Gate
 from qtwist.policy.trace import Traces
 from qtwist.policy.watched import Watched
 from qtwist.qmqpd.protocol import QMQPProtocol
+from qtwist.queue.room import Reserve
 from qtwist.serving import DrainingFactory
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class QMQPFactory(DrainingFactory[QMQPProtocol]):
     """Makes the connections of a QMQP port. Nobody is served who is not listed in control/qmqpclients.
 
     The files are read per connection, but only when they have changed. `clock` times out; `now` tells the date.
-    `refused` counts the connections that are still there only to read why they are not served.
+    `refused` counts the connections that are still there only to read why they are not served. While there is not
+    enough of one of `reserves`, nothing is taken.
     """
 
     protocol: Callable[[], QMQPProtocol] = QMQPProtocol  # type: ignore[assignment]  # narrower than Factory has it
@@ -59,6 +61,7 @@ class QMQPFactory(DrainingFactory[QMQPProtocol]):
         *,
         clock: IReactorTime | None = None,
         now: Callable[[], float] = time.time,
+        reserves: Sequence[Reserve] = (),
     ) -> None:
         super().__init__()
         if clock is None:
@@ -69,6 +72,7 @@ class QMQPFactory(DrainingFactory[QMQPProtocol]):
         self.queue = queue
         self.clock = clock
         self.now = now
+        self.reserves = reserves
         self.refused = 0
         self.traces = Traces(control)
         self._gate = Gate(control, "qmqp")

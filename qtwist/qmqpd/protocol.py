@@ -15,7 +15,7 @@ from qtwist.interfaces import Accepted, IIncomingMessage
 from qtwist.lingering import Lingering
 from qtwist.policy.session import Session
 from qtwist.policy.trace import Tracer
-from qtwist.queue.request import RequestProtocol
+from qtwist.queue.request import RequestProtocol, check_reserves
 from qtwist.wire.qmqp import QMQPServer
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class QMQPProtocol(RequestProtocol):
             self.start()
 
     def begin(self) -> IIncomingMessage:
+        check_reserves(self.factory.reserves)
         return self.factory.queue.begin(self.factory.origin)
 
     def heading(self) -> bytes:

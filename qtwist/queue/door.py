@@ -19,11 +19,10 @@ from typing import Any
 from twisted.internet.interfaces import IAddress, IListeningPort, IReactorTime
 from twisted.logger import Logger
 
-from qtwist.interfaces import IIncomingMessage, IQueue, QueueError
+from qtwist.interfaces import IIncomingMessage, IQueue
 from qtwist.mail.envelope import Origin
-from qtwist.queue.accept import WRITE_ERROR
 from qtwist.queue.pipelining import PipelinedRequests
-from qtwist.queue.request import RequestProtocol
+from qtwist.queue.request import RequestProtocol, check_reserves
 from qtwist.queue.room import Reserve
 from qtwist.queue.socket_path import SocketPath
 from qtwist.serving import DrainingFactory
@@ -84,9 +83,7 @@ class DoorProtocol(RequestProtocol):
             self.answer(BUSY, b"ZYou have too many connections to the queue at once. (#4.3.2)")
 
     def begin(self) -> IIncomingMessage:
-        for reserve in self.factory.reserves:
-            if not reserve.has():
-                raise QueueError(WRITE_ERROR, f"there is too little room for it (control/{reserve.control})")
+        check_reserves(self.factory.reserves)
         return self.factory.queue.begin(self.factory.origin(self.uid))
 
     def dataReceived(self, data: bytes) -> None:

@@ -76,8 +76,9 @@ class Memory(Reserve):
         *,
         root: str = "",
         limit: Callable[[], int] = lambda: resource.getrlimit(resource.RLIMIT_DATA)[0],
+        kept: str = "mail",
     ) -> None:
-        super().__init__("memoryminfree", least, self._ask, seconds)
+        super().__init__("memoryminfree", least, self._ask, seconds, kept)
         self._root = root
         self._limit = limit
         self._groups: list[_Group] | None = None

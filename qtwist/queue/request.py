@@ -5,6 +5,7 @@ The engine is :mod:`qtwist.wire.qmqp`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from twisted.internet.interfaces import IDelayedCall
@@ -15,12 +16,21 @@ from twisted.python.failure import Failure
 from qtwist.interfaces import Accepted, AnswerLost, IIncomingMessage, QueueError
 from qtwist.mail.envelope import Envelope
 from qtwist.mail.queue_texts import report
+from qtwist.queue.room import Reserve
 from qtwist.wire.qmqp import QMQPServer
 from qtwist.writing import write
 
 TIMEOUT = 52
+WRITE_ERROR = 53
 INTERNAL_BUG = 81
 BAD_ENVELOPE = 91
+
+
+def check_reserves(reserves: Iterable[Reserve]) -> None:
+    """QueueError when there is too little left of one of them to begin a message."""
+    for reserve in reserves:
+        if not reserve.has():
+            raise QueueError(WRITE_ERROR, f"there is too little room for it (control/{reserve.control})")
 
 
 class RequestProtocol(Protocol):

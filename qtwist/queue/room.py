@@ -33,16 +33,22 @@ class Free:
 
 
 class Reserve:
-    """Something of which a part has to stay free for mail to be taken.
+    """Something of which a part has to stay free for mail, or what else `kept` names for the log, to be taken.
 
     `least` tells how many octets (0: none, nothing is looked at), `look` how many there are, None where nobody knows;
     `seconds` the time. `control` is the control file of `least`, for the log.
     """
 
     def __init__(
-        self, control: str, least: Callable[[], int], look: Callable[[], Free | None], seconds: Callable[[], float]
+        self,
+        control: str,
+        least: Callable[[], int],
+        look: Callable[[], Free | None],
+        seconds: Callable[[], float],
+        kept: str = "mail",
     ) -> None:
         self.control = control
+        self._kept = kept
         self._least = least
         self._look = look
         self._seconds = seconds
@@ -73,11 +79,12 @@ class Reserve:
         crowded = free.inodes is not None and free.inodes < LEAST_INODES * factor
         if self._lacking and not (full or crowded):
             self._lacking = False
-            _log.warn("there is room {where} again: mail is taken", where=free.where)
+            _log.warn("there is room {where} again: {kept} is taken", where=free.where, kept=self._kept)
         elif (full or crowded) and not self._lacking:
             self._lacking = True
             _log.error(
-                "only {what} are free {where}: no mail is taken until there are more (control/{control})",
+                "only {what} are free {where}: no {kept} is taken until there are more (control/{control})",
+                kept=self._kept,
                 what=f"{free.octets} octets" if full else f"{free.inodes} inodes",
                 where=free.where,
                 control=self.control,

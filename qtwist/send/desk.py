@@ -7,12 +7,13 @@ the kernel says who is asking. Servers that are processes of other accounts may 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -27,6 +28,11 @@ REQUEST_LIMIT = 16 * 1024 * 1024
 #: The same of a server's.
 SERVERS_LIMIT = 1024
 
+#: Connections of one account at a time; each is one request.
+CONNECTIONS = 50
+#: Seconds in which a request has to be there. What it asks for may take as long as it takes.
+PATIENCE = 60
+
 log = Logger()
 
 
@@ -39,13 +45,21 @@ class DeskProtocol(Protocol):
         self._pieces: list[bytes] = []
         self._done = False
         self._reader = NetstringReader(SERVERS_LIMIT)
+        self._timer: IDelayedCall | None = None
         self.uid = -1
 
     def connectionMade(self) -> None:
-        self.uid = self.factory.peer_uid(self.transport)
-        if self.uid in self.factory.allowed:
+        factory = self.factory
+        self.uid = factory.peer_uid(self.transport)
+        factory.connections[self.uid] += 1
+        transport: Any = self.transport
+        self._timer = factory.clock.callLater(PATIENCE, transport.abortConnection)
+        if factory.connections[self.uid] > CONNECTIONS:
+            log.warn("user id {uid} has {count} requests under way: refused", uid=self.uid, count=CONNECTIONS)
+            self._answer({"error": "too many requests at once"})
+        elif self.uid in factory.allowed:
             self._reader = NetstringReader(REQUEST_LIMIT)
-        elif self.uid not in self.factory.network:
+        elif self.uid not in factory.network:
             log.warn("user id {uid} may not steer the queue", uid=self.uid)
             self._answer({"error": "only root and the daemon's account may do that"})
 
@@ -58,12 +72,24 @@ class DeskProtocol(Protocol):
             if not self._reader.ended:
                 return
             self._done = True
+            self._stop_timer()
             request = json.loads(b"".join(self._pieces))
         except (NetstringError, ValueError, RecursionError):
             self._answer({"error": "this is no request"})
             return
         answer = Deferred.fromCoroutine(self.factory.carry_out(request, self.uid))
         answer.addCallbacks(self._answer, self._failed)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._stop_timer()
+        connections = self.factory.connections
+        connections[self.uid] -= 1
+        if not connections[self.uid]:
+            del connections[self.uid]
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
 
     def _failed(self, failure: Failure) -> None:
         error = failure.value
@@ -83,7 +109,10 @@ class DeskProtocol(Protocol):
 
 
 class DeskFactory(Factory):
-    """Serves requests to `steering` from the user ids in `allowed`, and those of servers from the ones in `network`."""
+    """Serves requests to `steering` from the user ids in `allowed`, and those of servers from the ones in `network`.
+
+    `clock` measures how long a request takes to come; by default the reactor.
+    """
 
     noisy = False
     port: Any = None
@@ -94,7 +123,14 @@ class DeskFactory(Factory):
         allowed: frozenset[int],
         peer_uid: Callable[[Any], int] = peer_uid,
         network: frozenset[int] = frozenset(),
+        clock: IReactorTime | None = None,
     ) -> None:
+        if clock is None:
+            from twisted.internet import reactor
+
+            clock = IReactorTime(reactor)
+        self.clock = clock
+        self.connections: Counter[int] = Counter()
         self.steering = steering
         self.allowed = allowed
         self.network = network

@@ -13,15 +13,19 @@ import socket
 import threading
 import time
 
+from qtwist.files.disk import RealDisk
+from qtwist.queue.layout import open_layout
+from qtwist.queue.records import format_info, format_recipients
 from qtwist.wire.netstring import encode
 from tests.e2e.harness import ME, PATIENCE, Daemon, free_port, wait_until
 from tests.e2e.test_faults import FaultCase
+from tests.queue_tools import write
 from tests.socket_tools import talk
 
 TIMES = int(os.environ.get("OVERLOAD", "1"))
 
 
-class Overload(FaultCase):
+class OverloadCase(FaultCase):
     control = {"concurrencyincoming": f"{1000 * TIMES}\n", "maxconnip": "0\n", "maxconnc": "0\n"}
 
     def memory(self, daemon: Daemon) -> int:
@@ -30,6 +34,8 @@ class Overload(FaultCase):
             [size] = [line.split()[1] for line in file if line.startswith("Pss:")]
         return int(size) * 1024
 
+
+class Overload(OverloadCase):
     def test_idle_connections(self) -> None:
         """§16: connections that say nothing, or a byte now and then, cost memory in proportion, and nobody waits."""
         daemon = self.start()
@@ -130,6 +136,59 @@ class QueueCase(FaultCase):
                 with open(os.path.join(folder, split, name), "rb") as file:
                     found += file.read().count(b"\0")
         return found
+
+
+class DeepQueue(OverloadCase):
+    """Mail of a week for a host that refuses connections; `python -m bench.backlog` measures it with the roles."""
+
+    def put(self, count: int) -> None:
+        """Deferred messages in the queue, as a daemon would have left them (§5.1, state S4): due in a week."""
+        layout = open_layout(os.path.join(self.home, "queue"), RealDisk())
+        account = self.runtime.account
+        week = time.time() + 7 * 86400
+        for index in range(count):
+            temporary = layout.room("pid") + f"/{index}"
+            write(temporary, b"Subject: old\n\nhello\n", 0o644)
+            number = os.stat(temporary).st_ino
+            os.rename(temporary, layout.path("mess", number))
+            write(layout.path("info", number), format_info(b""))
+            write(layout.path("remote", number), format_recipients([b"user%d@dead.test" % index]))
+            os.utime(layout.path("remote", number), (week, week))
+            for room in ("mess", "info", "remote") if account.switch else ():
+                os.chown(layout.path(room, number), account.uid, account.gid)
+
+    def test_new_mail(self) -> None:
+        """§9.5: it starts at once, new mail is delivered at once, also while all of the old mail is due; memory is for
+        numbers and times alone, and TERM does not wait for them all."""
+        count = 2000 * TIMES
+        self.write_control("smtproutes", "dead.test:[127.0.0.1]:9\n")
+        self.put(count)
+        began = time.monotonic()
+        daemon = self.start()
+        started = time.monotonic() - began
+        self.assertLess(started, 10 + count / 20_000)
+        self.assertEqual(self.delivered_after(daemon, 1), 1)
+        quiet = self.memory(daemon)
+        self.alarm(daemon)
+        daemon.log.wait("starting delivery .* to remote", 50)
+        self.assertEqual(self.delivered_after(daemon, 2), 2)
+        busy = self.memory(daemon)
+        self.assertLess(busy - quiet, 30_000_000 + 1024 * count)
+        began = time.monotonic()
+        self.assertEqual(daemon.stop(), 0)
+        ended = time.monotonic() - began
+        self.assertLess(ended, 10 + count / 5000)
+        self.assertEqual(len(self.queued()), count)
+        if TIMES > 1:
+            print(f"{count} messages: {started:.1f} s, {quiet >> 20} MiB; all due {busy >> 20} MiB; TERM {ended:.1f} s")
+
+    def delivered_after(self, daemon: Daemon, count: int) -> int:
+        """Send a message; how many there are in the mailbox, which has to have it in seconds."""
+        began = time.monotonic()
+        self.assertEqual(self.answer(self.address), 250)
+        wait_until("the new message", lambda: len(self.maildir()) == count)
+        self.assertLess(time.monotonic() - began, 10)
+        return len(self.maildir())
 
 
 class Recipients(QueueCase):

@@ -255,7 +255,7 @@ DELIVERIES = (
         'return Report.failure(b"The delivery process crashed',
         "test_local_spawn",
     ),
-    of("groups are kept", "local/becoming.py", "    os.setgroups(groups)\n", "", "test_local_lspawn"),
+    of("groups are kept", "local/becoming.py", "    os.setgroups(groups)\n", "", "test_local_becoming"),
     of("two timeouts are one", "remote/tcpto.py", "_MANY = 2", "_MANY = 3", "test_remote_tcpto"),
     of(
         "tcpto: the wrong record is written",

@@ -25,10 +25,19 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 #: Seconds for the tests of one mutant; one that makes them hang is noticed, too.
 PATIENCE = 300
+#: Octets of memory that they may have: a loop without an end must not take the machine's.
+MEMORY = 4 << 30
 #: Copies of the tree that are worked in side by side.
 WORKERS = min(4, os.cpu_count() or 1)
 #: What the tests need of the tree.
 _PARTS = ("qtwist", "twisted", "tests", "tools", "doc", "bench", "pyproject.toml", "README.md", "CHANGES.md")
+
+_TRIAL = f"""
+import resource
+from twisted.scripts.trial import run
+resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}))
+run()
+"""
 
 _FAILED = re.compile(r"^tests\.\S+$", re.MULTILINE)
 _UNCLEAN = re.compile(r"^(?:SyntaxError|ImportError|ModuleNotFoundError|NameError)\b.*", re.MULTILINE)
@@ -46,7 +55,7 @@ def copy_tree(target: str) -> None:
 def complaint(tree: str, tests: Sequence[str]) -> str | None:
     """Which test is the first to fail in `tree`; None when none does."""
     modules = [f"tests.{name}" for name in tests]
-    command = [sys.executable, "-m", "twisted.trial", "--exitfirst", "--reporter=text", *modules]
+    command = [sys.executable, "-c", _TRIAL, "--exitfirst", "--reporter=text", *modules]
     environment = dict(os.environ, PYTHONPATH=tree, PYTHONDONTWRITEBYTECODE="1")
     try:
         # In a session of its own: what a broken test leaves behind goes with it.

@@ -127,7 +127,7 @@ WIRE = (
         "test_wire_smtp_server",
     ),
     of(
-        "AUTH in the clear",
+        "AUTH by what is not offered",
         "wire/smtp_server.py",
         "        elif words[0].upper() not in self.mechanisms:\n",
         '        elif words[0].upper() not in (*self.mechanisms, b"PLAIN"):\n',
@@ -424,5 +424,19 @@ WIRE = (
         "or int(value) > 65535:",
         "or int(value) > 65536:",
         "test_smtpd_xclient",
+    ),
+    of(
+        "SCRAM: any channel will do",
+        "wire/sasl_scram.py",
+        'if not hmac.compare_digest(decode(match["channel"]), self._header + self._binding):',
+        "if False:",
+        "test_wire_scram",
+    ),
+    of(
+        "SCRAM: another exchange's nonce will do",
+        "wire/sasl_scram.py",
+        'if match is None or not hmac.compare_digest(match["nonce"], self._nonce):',
+        "if match is None:",
+        "test_wire_scram",
     ),
 )

@@ -13,6 +13,7 @@ import attrs
 from hypothesis import HealthCheck, given, settings
 from twisted.trial.unittest import SynchronousTestCase
 
+from qtwist.queue import journaled
 from qtwist.queue.live import Live
 from tests.sim.disk import Model
 from tests.sim.machine import QUEUE, Life, Machine, SimulatedJournaledQueue, Stop, entries_on
@@ -238,6 +239,43 @@ class InMemory(JournalCase):
         machine._advance(300)
         self.assertTrue(3 <= len(tries) <= 7, len(tries))
         self.assertEqual(machine.undone(), {b"slow-0.0@far.test"})
+
+    def test_not_renewed_over_what_is_left(self) -> None:
+        """A journal that broke does not begin anew as long as it holds what could not become files."""
+        machine = self.machine()
+        machine._act(send(*SLOW))
+        while machine.sent[0].state != "accepted":
+            machine.reactor.advance(0)
+            machine._step()
+        flushed: list[str] = []
+
+        def refuse(operation: str) -> None:
+            if operation == "truncate" or (operation == "sync_data" and not flushed):
+                flushed.append(operation)
+                raise OSError(errno.EIO, "")
+
+        machine.disk.watch = refuse
+        machine._act(send(*SLOW))
+        machine._advance(100)
+        self.assertIsNotNone(machine.queue._writer.broken)
+        self.assertEqual([one.state for one in machine.sent], ["accepted", "refused"])
+        self.assertEqual(len(machine.queue._live), 1)
+        self.assertGreaterEqual(set(entries_on(machine.disk)), set(machine.queue._live))
+        machine.disk.watch = lambda _: None
+        machine._advance(100)
+        self.assertIsNone(machine.queue._writer.broken)
+
+    def test_bound(self) -> None:
+        """What the journal has no room for goes to files at once."""
+        machine = self.machine()
+        for most, in_journal in ((1, 1), (0, 0)):
+            self.patch(journaled, "MOST_MESSAGES", most)
+            machine._act(send(*SLOW))
+            while machine.sent[-1].state != "accepted":
+                machine.reactor.advance(0)
+                machine._step()
+            self.assertEqual(len(machine.queue._live), in_journal)
+            machine.settle()
 
 
 class Stories(JournalCase):
