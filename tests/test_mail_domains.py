@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from qtwist.mail.address import parse_path
 from qtwist.mail.constmap import ConstantMap
 from qtwist.mail.domains import ascii_domain, ascii_key, is_utf8
 from qtwist.mail.rewriting import Rewriter
-from qtwist.mail.smtputf8 import needs_utf8
+from qtwist.mail.smtputf8 import as_path, needs_utf8
 
 BOOKS, BOOKS_ASCII = "bücher.example".encode(), b"xn--bcher-kva.example"
 RECEIVED = b"Received: from a (HELO b) (192.0.2.1)\n  by c with UTF8SMTPS (X encrypted); 1 Jan 2026\n"
@@ -35,6 +36,21 @@ class DomainTests(SynchronousTestCase):
         for domain in (b"\xff.example", "a\u2028b".encode(), "-ü-.example".encode(), ("ü" * 300).encode()):
             self.assertEqual(ascii_domain(domain), domain.lower())
 
+    def test_what_becomes_something_else(self) -> None:
+        """No sign of ASCII comes of another one: a literal, a second ``@``, a blank, a slash, a jolly card."""
+        for text in (
+            "\uff3b127.0.0.1\uff3d",
+            "a\uff20b.example",
+            "a\u00a0ü.example",
+            "ex\uff0fample.com",
+            "\uff0a.example",
+        ):
+            self.assertEqual(ascii_domain(text.encode()), text.encode())
+
+    def test_a_long_one(self) -> None:
+        """Longer than any domain: nobody spends time on it."""
+        self.assertEqual(ascii_domain("Ü.".encode() * 400), "Ü.".encode() * 400)
+
     @given(st.text(max_size=30))
     def test_any_text(self, text: str) -> None:
         """Once is enough; ASCII only gets smaller letters."""
@@ -43,6 +59,8 @@ class DomainTests(SynchronousTestCase):
         self.assertEqual(ascii_domain(found), found)
         if domain.isascii():
             self.assertEqual(found, domain.lower())
+        if found.isascii():
+            self.assertLessEqual(set(found) - set(b"abcdefghijklmnopqrstuvwxyz0123456789-."), set(domain))
 
     @given(st.binary(max_size=30))
     def test_any_octets(self, octets: bytes) -> None:
@@ -80,6 +98,8 @@ class NeedTests(SynchronousTestCase):
         """One that came with SMTPUTF8 and makes use of it."""
         subject = "Subject: für\n\nbody\n".encode()
         self.assertTrue(needs_utf8((b"a@b.test",), RECEIVED + subject))
+        long = RECEIVED + "Subject: für\nX: ü".encode()[:-1]  # what is looked at ends amid a letter
+        self.assertTrue(needs_utf8((b"a@b.test",), long))
         for head in (
             subject,
             RECEIVED + "Subject: x\n\nfür\n".encode(),
@@ -88,3 +108,27 @@ class NeedTests(SynchronousTestCase):
             b"Subject: x\n" + subject.replace(b"body", RECEIVED),
         ):
             self.assertFalse(needs_utf8((b"a@b.test",), head), head)
+
+
+class PathTests(SynchronousTestCase):
+    def test_quotes(self) -> None:
+        """Where they are needed for something else (RFC 6531 §3.3); without SMTPUTF8 as in qmail (§2.4)."""
+        for address, wanted, quoted in (
+            ("", "", ""),
+            ("joe", "joe", "joe"),
+            ("müller", "müller", "müller"),
+            ("joe@bücher.example", "joe@xn--bcher-kva.example", "joe@xn--bcher-kva.example"),
+            ("müller.ü@example.org", "müller.ü@example.org", '"müller.ü"@example.org'),
+            ("mü ller@example.org", '"mü ller"@example.org', '"mü ller"@example.org'),
+            ("mü..ller@example.org", '"mü..ller"@example.org', '"mü..ller"@example.org'),
+            ("ü.@example.org", '"ü."@example.org', '"ü."@example.org'),
+        ):
+            self.assertEqual(as_path(address.encode(), True), wanted.encode())
+            self.assertEqual(as_path(address.encode(), False), quoted.encode())
+        self.assertEqual(as_path(b"m\xfcller@example.org", True), b'"m\xfcller"@example.org')
+
+    @given(st.text(max_size=12), st.booleans())
+    def test_any(self, local: str, utf8: bool) -> None:
+        """What a server reads is the address."""
+        address = local.replace("\0", "").encode() + b"@example.org"
+        self.assertEqual(parse_path(b"TO:<" + as_path(address, utf8) + b">"), (address, b""))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+_DOTS = dict.fromkeys((0x3002, 0xFF0E, 0xFF61), ".")  # RFC 3490 §3.1
+
+#: The most octets of a domain that is looked at: 253 characters of an A-label stand for less than this.
+_LONGEST = 1024
+
 
 def ascii_domain(domain: bytes) -> bytes:
     """`domain` in lower case, with A-labels (``xn--…``) for U-labels: what two spellings of one domain have in common.
 
-    A leading dot and the like stay. What is no UTF-8, or could be no domain, comes back as it was, in lower case.
+    A leading dot and the like stay. What is no UTF-8, or could be no domain, comes back as it was, in lower case: so
+    the result has no ASCII that is not in `domain`, but for letters, digits, hyphens and dots.
     """
-    if domain.isascii():
+    if domain.isascii() or len(domain) > _LONGEST:
         return domain.lower()
-    import idna  # as light as it is, hardly any mail needs it
+    from qtwist.mail.labels import ascii_label
 
     try:
-        text = idna.uts46_remap(domain.decode("utf-8"), std3_rules=False, transitional=False)
-        return b".".join(label.encode("ascii") if label.isascii() else idna.alabel(label) for label in text.split("."))
-    except (UnicodeError, idna.IDNAError):
+        return b".".join(map(ascii_label, domain.decode("utf-8").translate(_DOTS).split(".")))
+    except UnicodeError:  # idna's errors are of this kind, too
         return domain.lower()
 
 

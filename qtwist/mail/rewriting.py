@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from qtwist.mail.constmap import ConstantMap, suffixes
+from qtwist.mail.domains import ascii_domain
 
 LOCAL = "local"
 REMOTE = "remote"
@@ -47,7 +48,7 @@ class Rewriter:
 
     def _prefix(self, domain: bytes) -> bytes:
         """The prefix of the first hit for the domain; empty when nothing hits, and when the hit excepts the domain."""
-        for key in suffixes(domain, True):
+        for key in suffixes(ascii_domain(domain), True):
             prefix = self.virtualdomains.get(key)
             if prefix is not None:
                 return prefix

@@ -17,12 +17,11 @@ from zope.interface import implementer
 
 from qtwist.control import Control, ControlError
 from qtwist.interfaces import Delivery, IResolver, ISpawner
-from qtwist.mail.address import quote2
 from qtwist.mail.asked import join
 from qtwist.mail.domains import ascii_domain
 from qtwist.mail.envelope import Report
 from qtwist.mail.require_tls import demands_tls, waives_tls
-from qtwist.mail.smtputf8 import needs_utf8
+from qtwist.mail.smtputf8 import as_path, needs_utf8
 from qtwist.remote import reports
 from qtwist.remote.batches import Batches
 from qtwist.remote.carrier import BY_SENDER, BY_STS, Carrier, OutgoingTLS, Terms
@@ -261,13 +260,14 @@ class RemoteSpawner:
             if not known:
                 return everybody(reports.unsafe_exchangers(host))
             demanded_by = demanded_by or BY_SENDER
+        utf8 = needs_utf8((delivery.sender, *recipients), message.head)
         transaction = Transaction(
-            _as_path(delivery.sender),
-            tuple(map(_as_path, recipients)),
+            as_path(delivery.sender, utf8),
+            tuple(as_path(recipient, utf8) for recipient in recipients),
             message.size,
             message.eight_bit,
             required,
-            needs_utf8((delivery.sender, *recipients), message.head),
+            utf8,
             delivery.asked_mail,
             asked if any(asked) else (),
         )
@@ -321,11 +321,3 @@ def _can_be_sent(address: bytes) -> bool:
     if not at:
         return not _UNSAFE_DOMAIN.search(address)
     return not (_UNSAFE_LOCAL.search(local) or _UNSAFE_DOMAIN.search(domain))
-
-
-def _as_path(address: bytes) -> bytes:
-    """The address as it stands between angle brackets, its domain in ASCII; without a host it goes as it is (§15.2)."""
-    if not address.isascii():
-        local, at, domain = address.rpartition(b"@")
-        address = local + at + (domain if domain.isascii() else ascii_domain(domain))
-    return quote2(address) if b"@" in address else address
