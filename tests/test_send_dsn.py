@@ -8,6 +8,7 @@ from email.message import Message
 import attrs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.mail import dsn
@@ -15,6 +16,7 @@ from qtwist.mail.asked import PASSED_ON, Asked
 from qtwist.mail.dsn import About, ReportFacts
 from qtwist.mail.envelope import Envelope, Origin, Report
 from qtwist.send.bounces import BounceSettings
+from qtwist.send.steering import FAIL, Steering
 from tests.test_send_manager import BOUNCES, ManagerCase
 
 SENT_ON = Report.success(b"192.0.2.7 accepted message.\nRemote host said: 250 2.0.0 ok\n")
@@ -103,6 +105,7 @@ class Notifying(DSNCase):
         self.remote.answers[b"dsn@far.test"] = Report.success(SENT_ON.text + PASSED_ON)
         self.local.answers[b"box@here.test"] = Report.success(b"did 1+0+0\n")
         self.local.answers[b"on@here.test"] = Report.success(b"did 0+1+0\nqp 7\n")
+        self.local.answers[b"prog@here.test"] = Report.success(b"secret\ndid 0+0+1\n")
         self.local.answers[b"list@here.test"] = Report.success(b"did 1+5+0\nqp 7\n")
         self.start()
 
@@ -188,6 +191,35 @@ class Notifying(DSNCase):
         [report] = self.reports()
         self.assertEqual((report.subject, report.recipients[0]["status"]), ("delivery notice", "2.0.0"))
         self.assertIn(f"report msg {number} qp {number + 1}", self.log())
+
+    def test_programs_say_nothing(self) -> None:
+        """What a program prints when all is well stays here."""
+        self.send((b"prog@here.test", b"NOTIFY=SUCCESS"))
+        [(_, data)] = self.notices()
+        self.assertNotIn(b"secret", data)
+        self.assertEqual(Parsed.read(data).recipients[0]["action"], "delivered")
+
+    def test_failed_by_hand(self) -> None:
+        """qtwist queue fail: as it was asked for, too."""
+        number = self.send((b"slow@far.test", b"ORCPT=rfc822;s@old.test"), (b"mute@far.test", b"NOTIFY=NEVER"))
+        steering = Steering(self.manager)
+        settled = Deferred.fromCoroutine(steering.settle(number, self.queue.infos[number].birth, FAIL, 7))
+        for _, answer in list(self.remote.open):
+            answer.callback(LATER)
+        self.go(1)
+        self.assertEqual(self.successResultOf(settled), 2)
+        [report] = self.reports()
+        [recipient] = report.recipients
+        self.assertEqual((recipient["original-recipient"], recipient["action"]), ("rfc822; s@old.test", "failed"))
+
+    def test_tried_again_after_a_crash(self) -> None:
+        """A recipient with two results is told of once, with the last one."""
+        number = self.send((b"slow@far.test", b"NOTIFY=SUCCESS,FAILURE"))
+        self.queue.bounces[number] = dsn.marked_paragraph(b"slow@far.test", dsn.RELAYED, "remote", 0, b"ok\n")
+        self.remote.open[0][1].callback(REFUSED)
+        self.go()
+        [report] = self.reports()
+        self.assertEqual([one["action"] for one in report.recipients], ["failed"])
 
     def test_nobody_is_there(self) -> None:
         """§4.1: nobody hears of success where the sender is empty; failures there are double bounces, as ever."""

@@ -52,6 +52,24 @@ class SMTPTests(SynchronousTestCase):
         self.assertIn(b"250-DSN", talk(b"EHLO x")[0].split())
         self.assertNotIn(b"DSN", talk(b"HELO x")[0])
 
+    def test_discarded(self) -> None:
+        """control/ehlodiscard: without the announcement nobody can have reports sent to others."""
+        server = SMTPServer(b"mx.test")
+        server.discard = frozenset({b"DSN"})
+        said = []
+        for command in (
+            b"",
+            b"EHLO x",
+            b"MAIL FROM:<a@x> RET=FULL",
+            b"MAIL FROM:<a@x>",
+            b"RCPT TO:<b@x> NOTIFY=SUCCESS",
+        ):
+            server.receive(command + b"\r\n" if command else b"")
+            while server.next_event() is not None:
+                server.accept()
+            said.append(server.data_to_send()[:3])
+        self.assertEqual(said, [b"220", b"250", b"555", b"250", b"555"])
+
     def test_parameters(self) -> None:
         """§4.1 to §4.4: what is taken, and what is refused with which code."""
         mail = b"MAIL FROM:<a@x> "

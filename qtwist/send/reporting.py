@@ -23,7 +23,11 @@ def end_paragraph(
         return recipient_paragraph(address, report.text) if report.letter == b"D" else None
     wanted = info.asked.recipients.get((channel, record.offset), b"")
     action = dsn.outcome(channel, report, wanted, info.sender)
-    return None if action is None else dsn.marked_paragraph(address, action, channel, record.offset, report.text)
+    if action is None:
+        return None
+    # What programs print when all goes well is not for strangers.
+    text = b"" if report.letter == b"K" and channel == "local" else report.text
+    return dsn.marked_paragraph(address, action, channel, record.offset, text)
 
 
 class Reporter:
@@ -94,7 +98,9 @@ class Reporter:
             self._log.triple_bounce(number)
         elif info.asked is not None or self._settings.multipart:
             found = dsn.read_paragraphs(text, marked=info.asked is not None)
-            about = [one for one in found if one.action != dsn.DELAYED]
+            # After a crash a recipient may have been tried again: the last word counts.
+            last = {(one.channel, one.offset) if one.channel else one.address: one for one in found}
+            about = [one for one in last.values() if one.action != dsn.DELAYED]
             if about:
                 accepted = await inject_report(self._queue, self._settings, number, info, about, now)
                 failed = any(one.action == dsn.FAILED for one in about)

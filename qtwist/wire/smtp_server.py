@@ -97,7 +97,8 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
     may be given, `secured` that the connection is encrypted: from the start, or since a StartTLS was accepted.
 
     `discard` are the keywords, in capitals, that EHLO does not announce; what they stand for is not refused, but for
-    CHUNKING. To a client that has given EHLO and was told of ENHANCEDSTATUSCODES, replies begin with the enhanced code.
+    CHUNKING and DSN. To a client that has given EHLO and was told of ENHANCEDSTATUSCODES, replies begin with the
+    enhanced code.
 
     HELO is not demanded, a second MAIL begins anew, a command may end in a bare LF: all as in qmail (§16.1, §2.10).
     That leniency cannot be used for smuggling, because a body that holds a bare LF never comes to its end in peace.
@@ -473,7 +474,7 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
 
     def _mail_checks(self) -> dict[bytes, Check]:
         """What MAIL may have on this connection."""
-        checks = MAIL_CHECKS | MAIL_DSN_CHECKS
+        checks = MAIL_CHECKS | MAIL_DSN_CHECKS if DSN not in self.discard else dict(MAIL_CHECKS)
         if self._takes_binary:
             checks[b"BODY"] = check_any_body
         if self.mechanisms:
@@ -501,7 +502,7 @@ class SMTPServer(Authenticating, Chunking, Fronted, Turning):
         address, params = parsed
         if not address:
             self._error(501, b"a recipient is needed (#5.1.3)")
-        elif params and not self._good(params, RCPT_DSN_CHECKS):
+        elif params and not self._good(params, {} if DSN in self.discard else RCPT_DSN_CHECKS):
             pass
         elif self._utf8 and not is_utf8(address):
             self._error(*_NO_UTF8)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import smtplib
+import subprocess
 from email import message_from_bytes
 
 from tests.certificates import Authority
 from tests.e2e.harness import ME, PATIENCE, DaemonCase, free_port, wait_until
 from tests.e2e.postfix import Postfix
+from tests.e2e.test_roles import RootCase
 
 ALL = "NOTIFY=SUCCESS,DELAY,FAILURE"
 
@@ -101,3 +103,33 @@ class PostfixTests(DSNCase):
         daemon.log.wait("^report msg ")
         daemon.log.wait("^bounce msg ")
         wait_until("both reports", lambda: postfix.log().count("to=<ann@example.org>, relay=none") == 2)
+
+
+class RolesTests(RootCase):
+    def test_through_all_processes(self) -> None:
+        """smtpd, the queue's manager and rspawn under accounts of their own: the parameters pass all doors."""
+        server = Postfix(self, "relay.test", Authority().certify("relay.test"))
+        self.write_control("smtproutes", f":[127.0.0.1]:{server.port}\n")
+        self.write_control("relayclients", "127.0.0.1\n")
+        daemon = self.start()
+        with smtplib.SMTP("127.0.0.1", self.port, timeout=PATIENCE) as client:
+            client.sendmail(f"joe@{ME}", ["x@example.org"], b"Subject: x\r\n\r\n", ["RET=HDRS"], ["NOTIFY=NEVER"])
+            client.sendmail(f"joe@{ME}", [f"ann@{ME}"], b"Subject: x\r\n\r\n", [], ["NOTIFY=SUCCESS"])
+        daemon.log.wait("^delivery .*: success: .*/The_server_reports_further./$")
+        wait_until("the report", lambda: len(self.mail_of("joe")) == 1)
+        self.assertEqual([one[0] for one in actions(self.mail_of("joe")[0])], ["delivered"])
+
+    def test_sendmail(self) -> None:
+        """Through the queue's door."""
+        self.start()
+        done = subprocess.run(
+            self.runtime.command("sendmail", "-N", "success", "-f", f"joe@{ME}", f"ann@{ME}"),
+            check=False,
+            env={**self.environment(), "QTWISTHOME": self.home},
+            input=b"Subject: x\n\nhello\n",
+            capture_output=True,
+            timeout=PATIENCE,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        wait_until("the report", lambda: len(self.mail_of("joe")) == 1)
+        self.assertEqual([one[0] for one in actions(self.mail_of("joe")[0])], ["delivered"])

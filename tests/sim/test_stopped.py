@@ -117,6 +117,8 @@ class EverywhereTests(StoppedCase):
 
     def test_done(self) -> None:
         """Not cut off: the notice tells of everybody who was left, and of who had failed before; or nobody hears."""
+        [(verb, *how), *later] = TRIED
+        self.tell([(verb, *how, True), *later], FAIL, Stop(power=False), seed=1)  # with DSN parameters: as they want it
         machine = self.tell(TRIED, FAIL, Stop(power=False), seed=1)
         [notice] = [one for one in machine.attempts if not one.sender]
         told = machine._told(notice.content)
