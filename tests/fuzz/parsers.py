@@ -19,7 +19,7 @@ from qtwist.files import assign, cdb, cdb_text, mbox, tai64n, tcprules
 from qtwist.inject import addresses, splitting, tokens
 from qtwist.local import dotqmail
 from qtwist.local.report import report
-from qtwist.mail import address, qsbmf, quoting, received, verp
+from qtwist.mail import address, asked, qsbmf, quoting, received, verp
 from qtwist.mail.constmap import ConstantMap
 from qtwist.mail.holds import Hold
 from qtwist.mail.rewriting import Rewriter
@@ -166,11 +166,14 @@ def times_and_boxes(data: bytes) -> None:
 
 
 def queue_records(data: bytes) -> None:
-    """§6.4, §6.5: a damaged file is ValueError."""
+    """§6.4, §6.5, RFC 3461: a damaged file is ValueError, and so are parameters that are none."""
     taken: list[bytes] = []
     for parse in (
         lambda: records.parse_envelope([data[:11], data[11:]], "x", taken.extend),
         lambda: records.parse_info(data, "x"),
+        lambda: records.parse_asked(data, "x"),
+        lambda: asked.of_message(data),
+        lambda: asked.of_recipient(data),
         lambda: records.parse_recipients(data, 0, 100, "x"),
     ):
         with contextlib.suppress(ValueError):
