@@ -22,10 +22,11 @@ import attrs
 
 from qtwist.files import disk as files_disk
 from qtwist.interfaces import MessageInfo, RecipientRecord
+from qtwist.mail.qsbmf import recipient_paragraph
 from qtwist.queue import accept, files, journal, journaled, preprocess, settle
 from qtwist.queue.layout import LayoutError, create_queue, open_layout
 from qtwist.queue.store import Store
-from qtwist.send import manager, steering
+from qtwist.send import manager, reporting, steering
 from qtwist.send.bounces import inject_bounce
 from tests.sim.disk import Model, SimulatedDisk
 from tests.sim.machine import QUEUE, Life, Machine, Stop, Violation
@@ -176,15 +177,15 @@ def mark_before_paragraph() -> Iterator[None]:
     mark = manager.QueueManager._mark
     kept: dict[Any, Any] = {}
 
-    async def appended(self: Any, one: Any, address: bytes, text: bytes) -> bool:
-        kept[one.number, address] = text
+    async def appended(self: Any, one: Any, paragraph: bytes) -> bool:
+        kept[one.number, paragraph.partition(b"\n")[0]] = paragraph
         return True
 
     async def marked(self: Any, channel: Any, one: Any, record: RecipientRecord) -> None:
         await mark(self, channel, one, record)
-        text = kept.pop((one.number, record.address), None)
-        if text is not None:
-            await append(self, one, record.address, text)
+        paragraph = kept.pop((one.number, b"<%b>:" % record.address), None)
+        if paragraph is not None:
+            await append(self, one, paragraph)
 
     with mock.patch.multiple(manager.QueueManager, _append_bounce=appended, _mark=marked):
         yield
@@ -199,7 +200,7 @@ def all_marked_before_paragraphs() -> Iterator[None]:
         for record in records:
             await queue.mark(number, channel, record.offset)
         for record in records:
-            await queue.append_bounce(number, steering.recipient_paragraph(record.address, steering.FAILED))
+            await queue.append_bounce(number, recipient_paragraph(record.address, steering.REPORT.text))
         return len(records)
 
     with mock.patch.object(steering, "fail_recipients", swapped):
@@ -209,14 +210,14 @@ def all_marked_before_paragraphs() -> Iterator[None]:
 @contextlib.contextmanager
 def bounce_removed_before_notice() -> Iterator[None]:
     async def swapped(self: Any, number: int) -> None:
-        text = await self.queue.bounce(number)
+        text = await self._queue.bounce(number)
         if text is None:
             return
-        info: MessageInfo = await self.queue.info(number)
-        await self.queue.discard_bounce(number)
-        await inject_bounce(self.queue, self.settings.bounces, number, info.sender, text, 0)
+        info: MessageInfo = await self._queue.info(number)
+        await self._queue.discard_bounce(number)
+        await inject_bounce(self._queue, self._settings, number, info.sender, text, 0)
 
-    with mock.patch.object(manager.QueueManager, "_send_bounce", swapped):
+    with mock.patch.object(reporting.Reporter, "tell_end", swapped):
         yield
 
 
