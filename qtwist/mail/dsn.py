@@ -213,4 +213,5 @@ def _printable(text: bytes) -> bytes:
 
 
 def _one_line(address: bytes) -> bytes:
-    return address.replace(b"\n", b"_")
+    """Some readers take a bare CR for the end of a line, too."""
+    return address.replace(b"\n", b"_").replace(b"\r", b"_")

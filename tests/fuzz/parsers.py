@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from email import message_from_bytes
 from functools import cache
+from hashlib import sha256
 from ipaddress import ip_address
+from typing import Any
 
 from qtwist.control import CONTROL_FILES, Control, ControlError
 from qtwist.control_reading import first_line, split_lines
@@ -19,12 +22,13 @@ from qtwist.files import assign, cdb, cdb_text, mbox, tai64n, tcprules
 from qtwist.inject import addresses, splitting, tokens
 from qtwist.local import dotqmail
 from qtwist.local.report import report
-from qtwist.mail import address, asked, qsbmf, quoting, received, verp
+from qtwist.mail import address, asked, dsn, qsbmf, quoting, received, verp
 from qtwist.mail.constmap import ConstantMap
 from qtwist.mail.holds import Hold
 from qtwist.mail.rewriting import Rewriter
 from qtwist.queue import journal, records
 from qtwist.remote import reports, routes, tcpto
+from qtwist.send.bounces import BounceSettings
 from qtwist.tls import dane
 from qtwist.wire import mta_sts, spawning, xclient
 
@@ -284,7 +288,35 @@ def tlsa_record(data: bytes) -> None:
     dane.problem([], good, lambda: None)
 
 
+def delivery_reports(data: bytes) -> None:
+    """RFC 3461, 3464: parameters are read or ValueError, and written again as they were; a report about anything has
+    its three parts, and one group of fields for each recipient, whatever their words were."""
+    for parse in (asked.of_message, asked.of_recipient, asked.parse_orcpt, asked.parse_envid):
+        with contextlib.suppress(ValueError):
+            parse(data)
+    with contextlib.suppress(ValueError):
+        decoded = asked.decode_xtext(data)
+        assert asked.decode_xtext(asked.encode_xtext(decoded)) == decoded
+    with contextlib.suppress(ValueError):
+        kept = records.parse_asked(data, "x")
+        assert kept is None or records.parse_asked(records.format_asked(kept), "x") == kept
+    address, _, text = data.partition(b"\n")
+    paragraph = dsn.marked_paragraph(address, dsn.FAILED, "remote", 7, text)
+    [found] = dsn.read_paragraphs(paragraph, marked=True)
+    assert (found.action, found.channel, found.offset) == (dsn.FAILED, "remote", 7), found
+    about = [found, *dsn.read_paragraphs(data, marked=True), *dsn.read_paragraphs(data, marked=False)]
+    settings = BounceSettings(b"MAILER-DAEMON", b"mx.test", b"postmaster", b"mx.test")
+    facts = dsn.ReportFacts(address, address, None, 0.0, 1.0, sha256(data).hexdigest().encode())
+    head = dsn.report_head(settings, facts, about, full=False)
+    message = message_from_bytes(head + b"Subject: x\n" + dsn.report_tail(facts.token))
+    parts: Any = message.get_payload()
+    kinds = [part.get_content_type() for part in parts]
+    assert kinds == ["text/plain", "message/delivery-status", "text/rfc822-headers"], kinds
+    assert len(parts[1].get_payload()) == len(about) + 1
+
+
 PARSERS = {
+    "delivery_reports": delivery_reports,
     "xclient_attributes": xclient_attributes,
     "sts_policy": sts_policy,
     "tlsa_record": tlsa_record,
@@ -309,6 +341,13 @@ _CDB = bytes.fromhex("0800000000000000" * 1)
 _JOURNAL = journal.pack_first(journal.Use(1, 0x0123456789ABCDEF), 1)
 
 SEEDS: dict[str, tuple[bytes, ...]] = {
+    "delivery_reports": (
+        b"a@b.test\n550 5.1.1 no\nRemote host said: 550 no\n",
+        b"<a@b>:\n=delayed local 12\nlater\n\n<c>:\n=failed remote 0\n\n--=_token_\n",
+        b"RET=FULL ENVID=a+2Bb",
+        b"NOTIFY=SUCCESS,DELAY ORCPT=rfc822;a+40b",
+        b"mRET=HDRS\0l0 NOTIFY=NEVER\0r12 ORCPT=rfc822;x\0",
+    ),
     "xclient_attributes": (
         b"NAME=a.b ADDR=IPV6:::1 HELO=x+20y PORT=25 PROTO=esmtp",
         b"NAME=[UNAVAILABLE] DESTADDR=192.0.2.1 DESTPORT=65536",
