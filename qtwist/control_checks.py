@@ -17,10 +17,10 @@ _LEAST_MEMORY = 64_000_000  # a role that has nothing to do has some 36 million
 _MECHANISMS = (b"SCRAM-SHA-256", b"EXTERNAL", b"CRAM-MD5", b"PLAIN", b"LOGIN")
 
 #: What can be served; the first word of a line of control/listen.
-ROLES = ("smtp", "smtps", "submission", "submissions", "qmtp", "qmqp", "pop3", "pop3s")
+ROLES = ("smtp", "smtps", "submission", "submissions", "qmtp", "qmtps", "qmqp", "pop3", "pop3s")
 
 #: The roles among them whose connections are encrypted from the start.
-IMPLICIT_TLS = ("smtps", "submissions", "pop3s")
+IMPLICIT_TLS = ("smtps", "submissions", "qmtps", "pop3s")
 
 #: Policies that control/policies may name by a word.
 POLICIES = (

@@ -57,6 +57,7 @@ SERVED = {
     "submission": "submission",
     "submissions": "submission",
     "qmtp": "qmtpd",
+    "qmtps": "qmtpd",
     "qmqp": "qmqpd",
     "pop3": "pop3d",
     "pop3s": "pop3d",
@@ -180,7 +181,7 @@ class Home:
     def qmtpd(
         self, policies: Sequence[Policy] = (), factory: Callable[..., QMTPFactory] = QMTPFactory
     ) -> ServerService:
-        """The service that listens on all ``qmtp`` lines of control/listen; policies as for :meth:`smtpd`."""
+        """The service that listens on all ``qmtp`` and ``qmtps`` lines; policies as for :meth:`smtpd`."""
         made = factory(self.control, self.queue, policies, clock=self.reactor)
         self._surround(made)
         return ServerService(self, made, self.listeners("qmtpd"))

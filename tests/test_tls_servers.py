@@ -113,7 +113,9 @@ class Client:
         self.sock.close()
 
 
-class SMTPTests(TestCase):
+class ServerCase(TestCase):
+    """An SMTP server on a port, and clients in threads."""
+
     authority = Authority()
 
     def setUp(self) -> None:
@@ -165,6 +167,8 @@ class SMTPTests(TestCase):
             await pause
         raise AssertionError(f"it did not happen; {self.logged.lines}")
 
+
+class SMTPTests(ServerCase):
     async def test_a_message(self) -> None:
         """RFC 3207 §4.2: EHLO again, its name from before forgotten; RFC 3848: ESMTPS."""
         client = await self.client()

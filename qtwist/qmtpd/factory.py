@@ -14,6 +14,7 @@ from qtwist.policy.base import Policy
 from qtwist.policy.serving import PolicyFactory
 from qtwist.policy.watched import Watched
 from qtwist.qmtpd.protocol import QMTPProtocol
+from qtwist.tls.certificates import Certificates
 
 if TYPE_CHECKING:
     from qtwist.control import Control
@@ -58,6 +59,7 @@ class QMTPFactory(PolicyFactory[QMTPProtocol]):
     ) -> None:
         super().__init__(control, queue, policies, clock=clock, now=now)
         self.settings: Watched[Settings] = Watched(control, FILES, lambda: read_settings(control))
+        self.certificates = Certificates(control, now)
 
     def buildProtocol(self, addr: IAddress | None) -> QMTPProtocol:  # type: ignore[override]
         connection = self.protocol()

@@ -20,6 +20,8 @@ from qtwist.policy.base import Opinion
 from qtwist.policy.connection import PolicyConnection, leading_number, show
 from qtwist.policy.content import Discarded
 from qtwist.policy.session import ReceivedMessage
+from qtwist.tls.info import TLSInfo
+from qtwist.tls.serving import TLSConnection
 from qtwist.wire import qmtp_server as wire
 from qtwist.wire.qmtp_server import Package, QMTPServer
 from qtwist.wire.smtp_reply import Reply
@@ -36,11 +38,12 @@ log = Logger(namespace="qtwist.qmtpd")
 
 
 @implementer(IHalfCloseableProtocol)
-class QMTPProtocol(PolicyConnection):
+class QMTPProtocol(TLSConnection, PolicyConnection):
     """Feeds a :class:`QMTPServer` and does what it asks.
 
     The policies hear of one package after the other, while several messages may be on their way to the disk. A session
-    lasts control/timeoutqmtpd seconds at most (§17.1); a client that then has no answer yet must send again.
+    lasts control/timeoutqmtpd seconds at most (§17.1); a client that then has no answer yet must send again. On ports
+    with TLS from the start (``qmtps``) nothing is asked or read before the handshake is over.
     """
 
     factory: QMTPFactory
@@ -49,6 +52,7 @@ class QMTPProtocol(PolicyConnection):
     def __init__(self) -> None:
         super().__init__()
         self._engine: QMTPServer = QMTPServer()
+        self._databytes = 0
         self._recipients = 0  # how many a message may have
         self._refusal: bytes | None = None  # what all get, whatever they send
         self._common: bytes | None = None  # what the recipients of this package get
@@ -88,16 +92,32 @@ class QMTPProtocol(PolicyConnection):
         log.debug("{id}: connection from {ip}", id=session.id, ip=session.remote_ip)
         self._recipients = settings.recipients
         self._timer = factory.clock.callLater(settings.timeout, self._timeout)
+        self._databytes = settings.databytes
+        if not self.is_tls_from_the_start(session.id):
+            self._admit()
+        self._pump()
+
+    def tls_begins(self, info: TLSInfo) -> None:
+        self.session.encrypted(info)
+        self._admit()
+        self._pump()
+
+    def _admit(self) -> None:
+        """Ask whether the client may connect."""
+        session = self.session
 
         def then(opinion: Opinion) -> None:
             databytes = session.environment.get(b"DATABYTES")
-            self._engine.databytes = settings.databytes if databytes is None else leading_number(databytes)
+            self._engine.databytes = self._databytes if databytes is None else leading_number(databytes)
             if opinion is not None and not opinion.positive:
                 # Its first package gets this answer, and there is no second one.
                 self._refusal = self._refused("connection", opinion)
 
         self._ask("connect", then)
-        self._pump()
+
+    def _pump(self) -> None:
+        if not self.handshaking:
+            super()._pump()
 
     def dataReceived(self, data: bytes) -> None:
         self.hear(data)
@@ -127,11 +147,15 @@ class QMTPProtocol(PolicyConnection):
             self._lingering.over()
         self._stop_asking()
         self._abort()
+        self.tls_lost(reason)
         log.debug("{id}: end of connection", id=self.session.id)
         self.factory.connection_lost(self)
 
     def drain(self) -> None:
         """Leave when the package that is coming in, if there is one, has been answered."""
+        if self.handshaking:
+            self.abort()
+            return
         self._engine.end()
         self._pump()
 
@@ -140,7 +164,9 @@ class QMTPProtocol(PolicyConnection):
         if self._engine.broken:
             log.info("{id}: {problem}", id=self.session.id, problem=self._engine.broken)
         transport: Any = self.transport
-        if self._engine.ended:
+        if self.session.tls is not None:
+            self.leave_tls()
+        elif self._engine.ended:
             self._lingering = Lingering(transport, self.factory.clock)
         else:
             transport.loseConnection()  # the client has ended it
@@ -148,7 +174,7 @@ class QMTPProtocol(PolicyConnection):
     def _timeout(self) -> None:
         """The session has lasted too long. Messages that are on their way to the disk get their answers."""
         self._timer = None
-        if self._choked or self._leaving:
+        if self._choked or self._leaving or self.handshaking:
             self.abort()
             return
         self._engine.drop("the session has lasted too long")
@@ -171,7 +197,7 @@ class QMTPProtocol(PolicyConnection):
             log.error("{id}: no message can be queued: {error}", id=session.id, error=error)
             self._common = NO_QUEUE
         else:
-            self._write(session.received(b"QMTP", factory.now()))
+            self._write(session.received(b"QMTP" if session.tls is None else b"QMTPS", factory.now()))
 
     def _on_chunk(self, event: wire.Chunk) -> None:
         if self._incoming is not None:

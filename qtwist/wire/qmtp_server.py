@@ -187,6 +187,10 @@ class QMTPServer:
         self._package = None
         self._input, self._at, self._arrived, self._unread = b"", 0, [], 0
 
+    def close(self) -> None:
+        """Begin nothing: there will be no connection."""
+        self.drop("the connection has not come about")
+
     @property
     def in_package(self) -> bool:
         """True from a package's first octet to its last."""
