@@ -303,6 +303,21 @@ class ShownToTheSender(ManagerCase):
 
 
 class ManyAtOnce(ManagerCase):
+    def test_new_mail_while_todo_is_read(self) -> None:
+        """§9.4: what comes after the look at todo/ is found by another one, at once."""
+        for address in (b"a@here.test", b"b@here.test"):
+            self.local.answers[address] = Report.success()
+        self.start()
+        self.queue.slow.add("todo")
+        self.queue.send(b"ann@far.test", b"a@here.test")
+        self.go()
+        late = self.queue.send(b"ann@far.test", b"b@here.test")
+        self.go()
+        self.queue.slow.clear()
+        self.queue.resume()
+        self.go()
+        self.assertIn(f"end msg {late}", self.log())
+
     def test_more_than_one_read(self) -> None:
         """A thousand recipients are read in bounded steps, each tried once, and the message ends."""
         recipients = [b"r%d@far.test" % i for i in range(1000)]

@@ -271,9 +271,14 @@ SEND = (
     of(
         "new mail during a round is not seen",
         "send/manager.py",
-        "            while self._todo_wanted and not self.exiting:\n                self._todo_wanted = False\n",
-        "            while self._todo_wanted and not self.exiting:\n",
+        "                self._todo_wanted = False\n"
+        '                self._later("todo", TODO_INTERVAL, self.look_at_todo)\n'
+        "                numbers = await self.queue.todo()\n",
+        '                self._later("todo", TODO_INTERVAL, self.look_at_todo)\n'
+        "                numbers = await self.queue.todo()\n"
+        "                self._todo_wanted = False\n",
         "test_send_manager",
+        "test_send_races",
     ),
     of(
         "double bounces from the empty sender",
