@@ -94,7 +94,7 @@ $(VENV)/.installed-coverage: pyproject.toml | $(VENV)/.installed-test
 	@touch $@
 
 coverage: $(VENV)/.installed-coverage
-	$(RUN) -m tools.measure $(RUN) -m twisted.trial $(TRIAL) --reporter=text $(MEASURED)
+	@$(RUN) -m tools.measure $(RUN) -m twisted.trial $(TRIAL) --reporter=text $(MEASURED)
 
 # Ten times the overload of the tests; more with OVERLOAD=N.
 OVERLOAD := 10

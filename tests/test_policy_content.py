@@ -53,6 +53,7 @@ class ContentTests(SynchronousTestCase):
             one = content(text)
             self.assertEqual(b"".join(one.blocks()), text)
             one.fields.insert(0, b"X", b"y")
+            self.assertEqual(one.size, len(b"".join(one.blocks())))
             header, empty, body = b"".join(one.blocks()).partition(b"\n\n")
             self.assertEqual((empty + body)[1:], b"\n" + text[len(bytes(HeaderFields(text))) :])
             self.assertTrue(header.startswith(b"X: y"))

@@ -89,7 +89,7 @@ class Content:
     @property
     def size(self) -> int:
         """Octets of the message as it is now, without `received`."""
-        return len(bytes(self.fields)) + self._text.size - self._body
+        return len(self._head()) + self._text.size - self._body
 
     def body(self) -> Iterator[bytes]:
         """The body, without the empty line in front of it, a block at a time."""
@@ -98,12 +98,16 @@ class Content:
 
     def blocks(self) -> Iterator[bytes]:
         """The message as it is now, without `received`, a block at a time."""
-        header = bytes(self.fields)
-        if not self._has_empty_line and header != self._text.beginning(self._body):
-            header += b"\n"  # else the body might be read as part of a new field
+        header = self._head()
         if header:
             yield header
         yield from self._text.blocks(self._body)
+
+    def _head(self) -> bytes:
+        header = bytes(self.fields)
+        if not self._has_empty_line and header != self._text.beginning(self._body):
+            header += b"\n"  # else the body might be read as part of a new field
+        return header
 
     def replace_body(self, blocks: Iterable[bytes]) -> None:
         """Put another body behind the header. OSError where there is no room for it; then the old one stays."""
