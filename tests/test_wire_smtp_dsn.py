@@ -13,6 +13,7 @@ from qtwist.queue.records import format_asked, format_envelope, parse_asked, par
 from qtwist.queue.routing import Routing
 from qtwist.wire.netstring import encode
 from qtwist.wire.qmqp import QMQPServer
+from qtwist.wire.smtp_dsn import kept_rcpt
 from qtwist.wire.smtp_events import Connect, Helo, Mail, Rcpt
 from qtwist.wire.smtp_server import SMTPServer
 
@@ -69,6 +70,17 @@ class SMTPTests(SynchronousTestCase):
                 server.accept()
             said.append(server.data_to_send()[:3])
         self.assertEqual(said, [b"220", b"250", b"555", b"250", b"555"])
+
+    def test_letters_of_all_the_world(self) -> None:
+        """RFC 6533 §3: they come as they are, or from Postfix their octets as xtext; they are kept in ASCII."""
+        said = talk(b"EHLO x", b"MAIL FROM:<a@x> SMTPUTF8", "RCPT TO:<b@x> ORCPT=utf-8;jü+2Bx@x".encode())
+        self.assertEqual(said[-1][:3], b"250")
+        kept = kept_rcpt({b"ORCPT": "rfc822;jü+2Bx@x".encode()})
+        self.assertEqual(kept, b"ORCPT=utf-8;j\\x{FC}+2Bx@x")
+        self.assertEqual(kept_rcpt({b"ORCPT": b"rfc822;j+C3+BC+2Bx@x"}), kept)
+        self.assertEqual(asked.of_recipient(kept).orcpt, b"utf-8;j\\x{FC}+x@x")
+        for wrong in (b"utf-8;j\xff@x", "utf-8;ü ü".encode(), "utf-8;ü=".encode()):
+            self.assertEqual(talk(b"EHLO x", b"MAIL FROM:<a@x>", b"RCPT TO:<b@x> ORCPT=" + wrong)[-1][:1], b"5", wrong)
 
     def test_parameters(self) -> None:
         """§4.1 to §4.4: what is taken, and what is refused with which code."""

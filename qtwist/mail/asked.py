@@ -26,6 +26,7 @@ _NOTIFY = re.compile(rb"NEVER|(?:SUCCESS|FAILURE|DELAY)(?:,(?:SUCCESS|FAILURE|DE
 _ENVID = re.compile(_XTEXT)
 _ORCPT = re.compile(rb"[A-Za-z0-9-]+;" + _XTEXT)
 _HEX = re.compile(rb"\+([0-9A-F]{2})")
+_HIGH = re.compile(rb"\+([89A-F][0-9A-F])")
 _HIDDEN = re.compile(rb"[^ -~]")
 
 
@@ -116,6 +117,18 @@ def parse_orcpt(value: bytes) -> bytes:
         raise ValueError("ORCPT is a type, a semicolon and an address as xtext")
     kind, _, address = value.partition(b";")
     return kind + b";" + decode_xtext(address)
+
+
+def ascii_orcpt(value: bytes) -> bytes:
+    r"""ORCPT with a letter that is not ASCII as ``\x{FC}``, of type utf-8, which goes everywhere (RFC 6533 §3).
+    Postfix sends its octets as xtext. ValueError for what is no UTF-8."""
+    value = _HIGH.sub(lambda match: bytes((int(match[1], 16),)), value)
+    if value.isascii():
+        return value
+    _, _, address = value.partition(b";")
+    return b"utf-8;" + b"".join(
+        b"%c" % ord(letter) if letter.isascii() else b"\\x{%X}" % ord(letter) for letter in address.decode("utf-8")
+    )
 
 
 def of_message(text: bytes) -> OfMessage:

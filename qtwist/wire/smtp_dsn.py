@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from qtwist.mail.asked import parse_envid, parse_notify, parse_orcpt, parse_ret
+from qtwist.mail.asked import ascii_orcpt, parse_envid, parse_notify, parse_orcpt, parse_ret
 from qtwist.wire.smtp_parameters import BadParameter, Check
 
 #: The keyword in EHLO.
@@ -27,7 +27,10 @@ MAIL_DSN_CHECKS: dict[bytes, Check] = {
 }
 RCPT_DSN_CHECKS: dict[bytes, Check] = {
     b"NOTIFY": _checked(parse_notify, b"NOTIFY is NEVER, or some of SUCCESS, FAILURE and DELAY (#5.5.4)"),
-    b"ORCPT": _checked(parse_orcpt, b"ORCPT is a type and an address as xtext, at most 500 octets (#5.5.4)"),
+    b"ORCPT": _checked(
+        lambda value: parse_orcpt(ascii_orcpt(value)),
+        b"ORCPT is a type and an address as xtext, at most 500 octets (#5.5.4)",
+    ),
 }
 
 
@@ -47,5 +50,5 @@ def kept_rcpt(params: Mapping[bytes, bytes]) -> bytes:
     if b"NOTIFY" in params:
         words.append(b"NOTIFY=" + params[b"NOTIFY"].upper())
     if b"ORCPT" in params:
-        words.append(b"ORCPT=" + params[b"ORCPT"])
+        words.append(b"ORCPT=" + ascii_orcpt(params[b"ORCPT"]))
     return b" ".join(words)

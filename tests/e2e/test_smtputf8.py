@@ -35,6 +35,35 @@ class InTests(DaemonCase):
             self.assertIn("Subject: Grüße".encode(), text)
 
 
+class InFromPostfixTests(DaemonCase):
+    def test_postfix(self) -> None:
+        """Postfix sends on what came to it with SMTPUTF8, for a user and a domain in letters of all the world."""
+        self.write_control("locals", f"{ME}\n{BOOKS}\n")
+        self.write_control("rcpthosts", f"{ME}\n{BOOKS}\n")
+        self.write_dotqmail("jürgen", "./Maildir/\n")
+        postfix = Postfix(
+            self,
+            "relay.test",
+            Authority().certify("relay.test"),
+            "smtputf8_enable = yes",
+            f"relay_domains = {BOOKS}",
+            f"relay_transport = relay:[127.0.0.1]:{self.port}",
+            "smtp_tls_security_level = none",
+        )
+        self.start()
+        recipient = f"{self.user}-jürgen@{BOOKS}"
+        with smtplib.SMTP("127.0.0.1", postfix.port, timeout=PATIENCE) as client:
+            client.ehlo()
+            text = f"To: {recipient}\r\nSubject: Grüße\r\n\r\n".encode()
+            client.sendmail("müller@example.org", [recipient], text, ["SMTPUTF8"], ["NOTIFY=SUCCESS"])
+        wait_until("the message", lambda: len(self.maildir()) == 1 or "status=bounced" in postfix.log())
+        self.assertIn("status=sent", postfix.log())
+        [message] = self.maildir()
+        self.assertIn(b" with UTF8SMTP; ", message)
+        self.assertIn(b"Delivered-To: " + recipient.encode(), message.replace(BOOKS_ASCII.encode(), BOOKS.encode()))
+        wait_until("our report at Postfix", lambda: "to=<müller@example.org>, relay=none" in postfix.log())
+
+
 class OutTests(DaemonCase):
     def relay(self, *settings: str) -> Postfix:
         postfix = Postfix(self, "relay.test", Authority().certify("relay.test"), *settings)
