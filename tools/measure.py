@@ -76,8 +76,8 @@ def measure(command: list[str]) -> int:
         path = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
         code = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": path}).returncode
         found = os.path.join(folder, "found.json")
-        for arguments in (["combine", "--quiet", data], ["report"], ["json", "--quiet", "-o", found]):
-            report = [sys.executable, "-m", "coverage", *arguments, "--rcfile", config]
+        for verb, *arguments in (["combine", "--quiet", data], ["report"], ["json", "--quiet", "-o", found]):
+            report = [sys.executable, "-m", "coverage", verb, f"--rcfile={config}", *arguments]
             code = subprocess.run(report, check=False, cwd=folder).returncode or code
         with open(found) as file:
             totals = json.load(file)["totals"]
