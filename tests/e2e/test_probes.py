@@ -9,6 +9,7 @@ import pty
 import re
 import smtplib
 import subprocess
+import tempfile
 import threading
 from typing import Any
 
@@ -206,14 +207,17 @@ class HaproxyTests(SubmissionCase):
     def balance(self, *ways: tuple[int, int, str]) -> None:
         """Run haproxy: from the first port of each way to the second, with the options of its line `server`."""
         haproxy = program("haproxy", "haproxy")
-        lines = ["defaults", "mode tcp", "timeout connect 30s", "timeout client 60s", "timeout server 60s"]
+        # Without a bound it takes as much as the descriptors that are allowed would need.
+        lines = ["global", "maxconn 50", "defaults", "mode tcp", "timeout connect 30s", "timeout client 60s", "timeout server 60s"]
         for there, here, options in ways:
             lines += [f"listen from-{there}", f"bind 127.0.0.1:{there}", f"server us 127.0.0.1:{here} {options}"]
+        said = tempfile.TemporaryFile()  # noqa: SIM115  # haproxy may write to it until it ends
+        self.addCleanup(said.close)
         process = subprocess.Popen(
-            [haproxy, "-db", "-q", "-f", self.settings("haproxy.cfg", lines)],
+            [haproxy, "-db", "-f", self.settings("haproxy.cfg", lines)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=said,
             **self.identity(),
         )
 
@@ -224,7 +228,8 @@ class HaproxyTests(SubmissionCase):
         self.addCleanup(end)
         for there, _, _ in ways:
             wait_until("haproxy to listen", lambda there=there: accepts(there) or process.poll() is not None)  # type: ignore[misc]
-        self.assertIsNone(process.poll(), "haproxy did not start")
+        said.seek(0)
+        self.assertIsNone(process.poll(), said.read())
 
     def test_both_versions(self) -> None:
         """Clients behind it are who they are; its health checks (LOCAL in version 2) are no clients; TLS goes through;
