@@ -208,7 +208,15 @@ class HaproxyTests(SubmissionCase):
         """Run haproxy: from the first port of each way to the second, with the options of its line `server`."""
         haproxy = program("haproxy", "haproxy")
         # Without a bound it takes as much as the descriptors that are allowed would need.
-        lines = ["global", "maxconn 50", "defaults", "mode tcp", "timeout connect 30s", "timeout client 60s", "timeout server 60s"]
+        lines = [
+            "global",
+            "maxconn 50",
+            "defaults",
+            "mode tcp",
+            "timeout connect 30s",
+            "timeout client 60s",
+            "timeout server 60s",
+        ]
         for there, here, options in ways:
             lines += [f"listen from-{there}", f"bind 127.0.0.1:{there}", f"server us 127.0.0.1:{here} {options}"]
         said = tempfile.TemporaryFile()  # noqa: SIM115  # haproxy may write to it until it ends
