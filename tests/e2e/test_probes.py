@@ -226,6 +226,7 @@ class HaproxyTests(SubmissionCase):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=said,
+            cwd=self.directory,
             **self.identity(),
         )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import glob
 import os
 import smtplib
 import socketserver
 import threading
+from unittest import SkipTest
 
 from tests.certificates import Authority
 from tests.e2e.harness import ME, PATIENCE, wait_until
@@ -103,6 +105,8 @@ class SmarthostTests(SubmissionCase):
 class ClientTests(SubmissionCase):
     def test_postfix_submits(self) -> None:
         """With a login, through STARTTLS, to our submission port; SASL is Cyrus's there."""
+        if not glob.glob("/usr/lib/*/sasl2/libplain.so*"):
+            raise SkipTest("Cyrus SASL has no mechanisms here (Debian package libsasl2-modules)")
         postfix = Postfix(
             self,
             "client.test",
