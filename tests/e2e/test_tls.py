@@ -216,7 +216,15 @@ class ServerTests(TLSCase):
 
     def test_start_without_a_certificate(self) -> None:
         os.unlink(os.path.join(self.home, "control", "servercert.pem"))
-        done = self.run_program(*self.runtime.command("twistd", "-n", "--pidfile=", "qtwist", "--home", self.home))
+        done = subprocess.run(
+            self.runtime.command("twistd", "-n", "--pidfile=", "qtwist", "--home", self.home),
+            check=False,
+            cwd=self.directory,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
         self.assertNotEqual(done.returncode, 0)
         self.assertIn(
             "control/servercert.pem: found nothing, expected a certificate, for smtps in control/listen", done.stderr
