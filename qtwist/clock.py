@@ -1,7 +1,8 @@
 """The reactor's timers when somebody sets the clock.
 
 Twisted's timers go by the wall clock. When that is set back by a day, whatever waits for a timer waits a day longer,
-and a call that was only to happen in the next turn does, too: without this, all mail would wait with it.
+and a call that was only to happen in the next turn does, too: without this, all mail would wait with it. When it is
+set ahead, all timers run out at once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ INTERVAL = 1.0
 #: Seconds by which a clock is off that has been set; what is less is how a clock is corrected little by little.
 JUMP = 0.5
 
+#: Seconds by which the reactor's clock may be off before it is corrected.
+CORRECTED = 0.001
+
 _log = Logger()
 
 
@@ -30,10 +34,12 @@ def shift(reactor: Any, seconds: float) -> None:
 
 
 class ClockWatch(Service):  # type: ignore[misc]  # Twisted's is not typed
-    """Notices that the wall clock has been set, and moves the reactor's timers with it.
+    """Gives the reactor a clock that is set between two of its turns only, together with all its timers.
 
-    A thread looks once in :data:`INTERVAL` seconds, since a timer would not do. `wall` and `steady` tell the time in
-    seconds: the one that can be set, and one that cannot.
+    While it runs, ``reactor.seconds`` goes on steadily; a thread looks once in :data:`INTERVAL` seconds whether the
+    wall clock still says the same. If it does not, the reactor is told, and then both are moved at once: so no timer
+    is ever made by one clock and read by another. `wall` and `steady` tell the time in seconds: the one that can be
+    set, and one that cannot.
     """
 
     def __init__(
@@ -49,10 +55,18 @@ class ClockWatch(Service):  # type: ignore[misc]  # Twisted's is not typed
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._offset = wall() - steady()
+        #: What the reactor has been told of, but has not come to yet.
+        self._ahead = 0.0
+        self._lock = threading.Lock()
+
+    def seconds(self) -> float:
+        """The time: the wall clock's, as long as that is not set."""
+        return self._steady() + self._offset
 
     def startService(self) -> None:
         super().startService()
         self._offset = self._wall() - self._steady()
+        self._reactor.seconds = self.seconds
         self._ended.clear()
         self._thread = threading.Thread(target=self._watch, name="clock", daemon=True)
         self._thread.start()
@@ -63,6 +77,7 @@ class ClockWatch(Service):  # type: ignore[misc]  # Twisted's is not typed
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+            del self._reactor.seconds
 
     def _watch(self) -> None:
         while not self._ended.wait(INTERVAL):
@@ -70,12 +85,19 @@ class ClockWatch(Service):  # type: ignore[misc]  # Twisted's is not typed
 
     def look(self) -> None:
         """Compare the clocks; called in any thread."""
-        offset = self._wall() - self._steady()
-        jump, self._offset = offset - self._offset, offset
-        if abs(jump) >= JUMP:
-            self._reactor.callFromThread(self._jumped, jump)
+        with self._lock:
+            off = self._wall() - self._steady() - self._offset - self._ahead
+            if abs(off) < CORRECTED:
+                return
+            self._ahead += off
+        self._reactor.callFromThread(self._moved, off)
 
-    def _jumped(self, seconds: float) -> None:
+    def _moved(self, seconds: float) -> None:
+        with self._lock:
+            self._offset += seconds
+            self._ahead -= seconds
+        if abs(seconds) < JUMP:
+            return
         _log.warn(
             "the clock was set {direction} by {seconds:.1f} seconds; timers go on as before",
             direction="ahead" if seconds > 0 else "back",

@@ -39,20 +39,25 @@ class Watching(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = SetClock()
         self.steady = 5.0
-        self.watch = ClockWatch(self.clock, wall=self.clock.seconds, steady=lambda: self.steady)
+        self.wall = self.clock.rightNow
+        self.watch = ClockWatch(self.clock, wall=lambda: self.wall, steady=lambda: self.steady)
+        self.patch(self.watch, "_watch", lambda: None)  # who looks is the test
+        self.watch.startService()
+        self.addCleanup(self.watch.stopService)
         self.called: list[str] = []
 
     def go_by(self, seconds: float) -> None:
         """Time goes by, on both clocks."""
         self.steady += seconds
-        self.clock.advance(seconds)
+        self.wall += seconds
+        self.clock.advance(0)
         self.watch.look()
         self.clock.turn()
 
     def test_set_back(self) -> None:
         """A timer of a minute takes a minute, not a day and a minute."""
         self.clock.callLater(60, self.called.append, "a minute")
-        self.clock.rightNow -= DAY
+        self.wall -= DAY
         self.go_by(1)
         self.go_by(58)
         self.assertEqual(self.called, [])
@@ -63,27 +68,54 @@ class Watching(SynchronousTestCase):
         """What has not run out yet when that is noticed takes its time."""
         self.clock.callLater(60, self.called.append, "a minute")
         self.go_by(1)
-        self.clock.rightNow += 30  # before the timer
+        self.wall += 30  # before the timer
         self.go_by(1)
         self.go_by(57)
         self.assertEqual(self.called, [])
         self.go_by(1)
         self.assertEqual(self.called, ["a minute"])
 
-    def test_corrected(self) -> None:
-        """A clock that is corrected little by little has not been set: nothing happens."""
+    def test_before_it_is_noticed(self) -> None:
+        """A timer that is made after the clock was set, and before that was noticed, takes its time too."""
+        for jump in (30 * DAY, -DAY):
+            self.wall += jump
+            self.clock.callLater(1, self.called.append, "a second")
+            self.go_by(0.5)
+            self.assertEqual(self.called, [])
+            self.go_by(0.5)
+            self.assertEqual(self.called.pop(), "a second")
+
+    def test_set_ahead_and_many_turns(self) -> None:
+        """Turns of the reactor before that is noticed fire nothing too early."""
         self.clock.callLater(60, self.called.append, "a minute")
-        for _ in range(59):
-            self.steady += 1
-            self.clock.advance(1.0005)
-            self.watch.look()
-            self.assertEqual(self.clock.turns, [])
+        self.wall += DAY
+        self.clock.turn()
+        self.go_by(1)
+        self.assertEqual(self.called, [])
+
+    def test_corrected(self) -> None:
+        """A clock that is corrected little by little has not been set: timers stay, and the time is the corrected one."""
+        call = self.clock.callLater(60, self.called.append, "a minute")
+        at = call.getTime()
+        for _ in range(30):
+            self.wall += 0.005
+            self.go_by(1)
+        self.assertEqual(call.getTime(), at)
+        self.assertAlmostEqual(self.clock.seconds(), self.wall)
+        call.cancel()
+
+    def test_the_time(self) -> None:
+        """It follows the wall clock when it is told of it; afterwards the reactor has its own again."""
+        self.wall -= DAY
+        self.assertEqual(self.clock.seconds(), 100 * DAY)
+        self.go_by(1)
+        self.assertEqual(self.clock.seconds(), 99 * DAY + 1)
 
     def test_each_once(self) -> None:
         """Each time that the clock is set counts once."""
         self.clock.callLater(60, self.called.append, "a minute")
         for jump in (-DAY, 3 * DAY, -2 * DAY, 20):
-            self.clock.rightNow += jump
+            self.wall += jump
             self.watch.look()
         self.clock.turn()
         self.go_by(59)
