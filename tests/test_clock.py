@@ -94,7 +94,7 @@ class Watching(SynchronousTestCase):
         self.assertEqual(self.called, [])
 
     def test_corrected(self) -> None:
-        """A clock that is corrected little by little has not been set: timers stay, and the time is the corrected one."""
+        """A clock that is corrected little by little has not been set: timers stay, the time is the corrected one."""
         call = self.clock.callLater(60, self.called.append, "a minute")
         at = call.getTime()
         for _ in range(30):

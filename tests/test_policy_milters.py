@@ -91,11 +91,18 @@ class MilterCase(ScannerCase):
 
     async def transaction(self, message: Content, recipients: tuple[bytes, ...] = (b"joe@mx.test",)) -> Opinion:
         """MAIL to the end of the message; the first refusal."""
-        opinion = await self.policy.mail(self.session, Address(message.sender))
+        opinion = await self.begin(message.sender)
         for recipient in recipients:
             opinion = opinion or await self.policy.rcpt(self.session, Address(recipient))
         opinion = opinion or await self.policy.data(self.session)
         return opinion or await self.policy.content(self.session, message)
+
+    async def begin(self, sender: bytes = b"a@b.test") -> Opinion:
+        """MAIL, as the servers give it."""
+        address = Address(sender)
+        opinion = await self.policy.mail(self.session, address)
+        self.session.sender = address
+        return opinion
 
     async def whole(self, message: Content | None = None) -> Opinion:
         return await self.connect() or await self.transaction(message or content(MESSAGE))
@@ -160,7 +167,7 @@ class Dialogue(MilterCase):
 
     async def test_a_large_body(self) -> None:
         """In pieces that are no longer than 65,535 octets; until it has seen enough (SKIP)."""
-        played = self.play()
+        played = self.play(FakeFilter(protocol=0x400))
         body = b"0123456\n" * 40_000
         self.assertIsNone(await self.whole(content(b"\n" + body, 65536)))
         pieces = [one[1:] for one in played.heard if one[:1] == b"B"]
@@ -180,7 +187,7 @@ class Dialogue(MilterCase):
         """One that came to no end is ended by ABORT (RSET, or nobody got it)."""
         played = self.play()
         await self.connect()
-        await self.policy.mail(self.session, Address(b"a@b.test"))
+        await self.begin()
         self.assertIsNone(await self.transaction(content(MESSAGE)))
         self.assertIsNone(await self.transaction(content(MESSAGE)))
         letters = b"".join(one[:1] for one in played.heard)
@@ -218,7 +225,7 @@ class Answers(MilterCase):
         self.policy.end(self.session)
         played.answers.update({b"M": CONTINUE, b"R": packet(b"r")})
         await self.connect()
-        await self.policy.mail(self.session, Address(b"a@b.test"))
+        await self.begin()
         self.check(await self.policy.rcpt(self.session, Address(b"x@mx.test")), 550, b"rejected (#5.7.1)", "")
         played.answers[b"R"] = CONTINUE
         self.assertIsNone(await self.policy.rcpt(self.session, Address(b"y@mx.test")))
@@ -230,7 +237,7 @@ class Answers(MilterCase):
         self.policy.end(self.session)
         played.answers.update({b"M": packet(b"d"), b"E": CONTINUE})
         await self.connect()
-        self.assertIsNone(await self.policy.mail(self.session, Address(b"a@b.test")))
+        self.assertIsNone(await self.begin())
         self.assertIsNone(await self.policy.rcpt(self.session, Address(b"y@mx.test")))
         self.assertIsNone(await self.policy.data(self.session))
         self.assertIsInstance(await self.policy.content(self.session, content(MESSAGE)), Discarded)
@@ -305,6 +312,74 @@ class Changes(MilterCase):
         self.assertNotIn(b"LX-One\0" + b"1\0", first.heard)
         self.assertIn(b"X-One: 1\nX-Two: 2\n", bytes(message.fields))
 
+    async def test_too_many(self) -> None:
+        """A filter that does nothing but want, or tell of progress, is no filter."""
+        played = self.play()
+        for flood, why in (
+            (packet(b"-") * 30_000, "it wants too much"),
+            (packet(b"p") * 30_000, "it wants too much"),
+            (packet(b"m", b"\0\0\0\x63X-A\0b\0") * 2000, "too many header fields"),
+            (packet(b"h", b"A\0b\0") * 2000, "too many header fields"),
+        ):
+            played.answers[b"E"] = flood
+            self.check(await self.whole(), 451, asking._TEXT, why)
+            self.policy.end(self.session)
+
+    async def test_it_speaks_first(self) -> None:
+        """What comes before it was asked waits in the socket, not in memory."""
+        played = self.play(C=CONTINUE + packet(b"p") * 200_000)
+        await self.connect()
+        [one] = self.policy._conversations[self.session.id].filters
+        assert one.link is not None
+        link = one.link
+        await self.until(lambda: len(link._arrived) > 100)
+        for _ in range(50):
+            await self.until(lambda: True)
+            turn: Deferred[None] = Deferred()
+            reactor.callLater(0, turn.callback, None)
+            await turn
+        self.assertLess(len(link._arrived), 30_000)
+        del played
+
+
+class Others(MilterCase):
+    """What one filter says is not for the others to find out by a dialogue that makes no sense."""
+
+    def two(self, **answers: bytes) -> tuple[FakeFilter, FakeFilter]:
+        first, second = self.play(**answers), FakeFilter()
+        port = reactor.listenTCP(0, second, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        self.put("milters", f"{self.path}\n127.0.0.1:{port.getHost().port}\n")
+        return first, second
+
+    async def test_discarded_by_the_first(self) -> None:
+        """The second hears nothing of a message of which it has not heard MAIL."""
+        first, second = self.two(M=packet(b"d"))
+        self.assertIsInstance(await self.whole(), Discarded)
+        self.assertEqual([one[:1] for one in second.heard], [b"C"])
+        first.answers[b"M"] = CONTINUE
+        self.assertIsNone(await self.transaction(content(MESSAGE)))
+        self.assertEqual(b"".join(one[:1] for one in second.heard), b"CMRTLLNBE")
+
+    async def test_refused_by_the_first(self) -> None:
+        """The second has heard the beginning: it is told that there is no end."""
+        first, second = self.two(E=packet(b"r"))
+        self.check(await self.whole(), 550, b"rejected (#5.7.1)", self.path)
+        first.answers[b"E"] = CONTINUE
+        self.assertIsNone(await self.transaction(content(MESSAGE)))
+        self.assertEqual(b"".join(one[:1] for one in second.heard), b"CMRTAMRTLLNBE")
+
+    async def test_accepted_by_another_policy(self) -> None:
+        """One that comes before and says yes to MAIL keeps it from all filters, and so the whole message."""
+        played = self.play()
+        await self.connect()
+        await self.begin()
+        self.session.sender = Address(b"other@b.test")
+        self.assertIsNone(await self.policy.rcpt(self.session, Address(b"joe@mx.test")))
+        self.assertIsNone(await self.policy.data(self.session))
+        self.assertIsNone(await self.policy.content(self.session, content(MESSAGE)))
+        self.assertEqual(b"".join(one[:1] for one in played.heard), b"CM")
+
 
 class WithoutAnswer(MilterCase):
     async def test_nobody_there(self) -> None:
@@ -355,7 +430,7 @@ class WithoutAnswer(MilterCase):
         """A command has 30 seconds, the end of the message as long as its line says."""
         clock = Clock()
         add_timeout = Deferred.addTimeout
-        self.patch(Deferred, "addTimeout", lambda one, seconds, _clock: add_timeout(one, seconds, clock))
+        self.patch(Deferred, "addTimeout", lambda one, seconds, _clock, told: add_timeout(one, seconds, clock, told))
         played = self.play(M=None)
         self.put("milters", f"{self.path} timeout=90\n")
         for letter, seconds in ((b"M", 30), (b"E", 90)):

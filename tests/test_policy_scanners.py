@@ -156,7 +156,7 @@ class ClamdTests(ScannerCase):
         FakeClamd.answer = None
         clock = Clock()
         addTimeout = Deferred.addTimeout
-        self.patch(Deferred, "addTimeout", lambda one, seconds, _clock: addTimeout(one, seconds, clock))
+        self.patch(Deferred, "addTimeout", lambda one, seconds, _clock, told: addTimeout(one, seconds, clock, told))
         looking = self.look()
         while not FakeClamd.streams:
             turn: Deferred[None] = Deferred()
@@ -239,13 +239,83 @@ class RspamdTests(ScannerCase):
             (200, b"[" * 100_000, "its answer makes no sense"),
             (200, {"action": "dance"}, "unknown action 'dance'"),
             (200, {"action": "no action", "milter": {"add_headers": {"A\nB": "x"}}}, "makes no sense"),
-            (200, b"x" * (2 << 20), "its answer makes no sense"),
+            (200, b"x" * (2 << 20), "its answer has more than 1048576 octets"),
         ):
             self.rspamd.code, self.rspamd.answer = code, answer
             self.check(await self.look(), 451, asking._TEXT, why)
 
     async def test_nobody_there(self) -> None:
         self.check(await self.look(), 451, asking._TEXT, "no connection")
+
+
+ADD_TIMEOUT = Deferred.addTimeout
+
+
+class Stubborn(Protocol):
+    """Takes a request, says `said`, and then nothing; with `deaf`, it stops reading. `lost` fires when it is left."""
+
+    transport: Any
+    said: ClassVar[bytes] = b""
+    deaf: ClassVar[bool] = False
+    asked: ClassVar[Deferred[None]]
+    lost: ClassVar[Deferred[None]]
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def dataReceived(self, data: bytes) -> None:
+        if not self.begun:
+            self.begun = True
+            self.transport.write(self.said)
+            if self.deaf:
+                self.transport.pauseProducing()
+            self.asked.callback(None)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self.lost.callback(None)
+
+
+class RspamdThatHangs(ScannerCase):
+    """Wherever it stops: what its line says counts, and nothing of the conversation is left."""
+
+    HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"
+
+    async def hang(self, said: bytes, deaf: bool = False, otherwise: str = "tempfail") -> Opinion:
+        self.put("rspamd", f"{self.path} timeout=7 {otherwise}\n")
+        clock = Clock()
+        self.patch(
+            Deferred, "addTimeout", lambda one, seconds, _clock, told=None: ADD_TIMEOUT(one, seconds, clock, told)
+        )
+        Stubborn.said, Stubborn.deaf, Stubborn.asked, Stubborn.lost = said, deaf, Deferred(), Deferred()
+        port = reactor.listenUNIX(self.path, Factory.forProtocol(Stubborn))
+        message = content(b"A: b\n\n" + b"x" * 8_000_000, 65536) if deaf else content(MESSAGE)
+        looking = Deferred.fromCoroutine(Rspamd(self.surroundings()).content(session(), message))
+        await Stubborn.asked
+        for _ in range(20):  # what it has said arrives
+            turn: Deferred[None] = Deferred()
+            reactor.callLater(0, turn.callback, None)
+            await turn
+        clock.advance(7)
+        opinion = await looking
+        if not deaf:
+            await Stubborn.lost
+        await port.stopListening()
+        return opinion
+
+    async def test_after_the_header(self) -> None:
+        self.check(await self.hang(self.HALF), 451, asking._TEXT, "no answer in 7 seconds")
+        self.assertIsNone(await self.hang(self.HALF, otherwise="accept"))
+        self.check(await self.hang(self.HALF, otherwise="reject"), 554, asking._REJECTED, "no answer in 7 seconds")
+
+    async def test_before_it(self) -> None:
+        self.check(await self.hang(b""), 451, asking._TEXT, "no answer in 7 seconds")
+
+    async def test_an_early_answer(self) -> None:
+        """It reads no further: the answer counts, and nobody waits until it does."""
+        answer = b'HTTP/1.1 200 OK\r\nContent-Length: 22\r\n\r\n{"action":"no action"}'
+        before = len(reactor.getWriters())
+        self.assertIsNone(await self.hang(answer, deaf=True))
+        self.assertEqual(len(reactor.getWriters()), before)
 
 
 class VerdictTests(SynchronousTestCase):

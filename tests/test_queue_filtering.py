@@ -110,6 +110,35 @@ class ProgramTests(TestCase):
         await ended
         self.assertEqual((self.read("message"), self.read("envelope")), (b"half", b""))
 
+    async def test_given_up_and_deaf(self) -> None:
+        """It is killed some seconds after there is nothing more for it to do; one that ends by itself is not."""
+        clock = Clock()
+        message = self.begin("trap '' TERM HUP; exec <&-; while :; do sleep 0.05; done")
+        message._reactor = clock
+        ended = message._run.ended
+        message.abort()
+        clock.advance(filtering.GRACE)
+        self.assertEqual(await ended, 81)
+        other = self.begin("cat >/dev/null; cat <&1 >/dev/null")
+        other._reactor = clock
+        other.abort()
+        self.assertEqual(await other._run.ended, 0)
+        self.assertEqual(clock.getDelayedCalls(), [])
+
+    async def test_one_that_stops_reading(self) -> None:
+        """In the middle of the message: who waits for it does not wait for ever."""
+        clock = Clock()
+        message = self.begin("head -c 10 >/dev/null; exec sleep 1000")
+        message._reactor = clock
+        while (slow := message.write(b"x" * 65536)) is None:
+            pass
+        self.assertFalse(slow.called)
+        clock.advance(filtering.PATIENCE)
+        await slow
+        error = await self.assertFailure(message.commit(ENVELOPE), QueueError)
+        self.assertEqual(error.code, 81)
+        self.assertEqual(clock.getDelayedCalls(), [])
+
     async def test_one_that_hangs(self) -> None:
         clock = Clock()
         message = self.begin("exec sleep 1000")

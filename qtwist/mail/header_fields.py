@@ -7,6 +7,7 @@ header, as it does in qmail.
 from __future__ import annotations
 
 import re
+from itertools import compress
 
 LONGEST_HEADER = 1 << 18
 """Octets of a header at most, so that one of tiny fields takes no long time; what comes after them counts as body."""
@@ -21,9 +22,11 @@ class HeaderFields:
 
     def __init__(self, text: bytes) -> None:
         self._fields: list[bytes] = []
+        self._names: list[bytes] = []  # of the fields, in lower case
         at = 0
         while at < min(len(text), LONGEST_HEADER) and (match := _FIELD.match(text, at)) is not None:
             self._fields.append(match[0])
+            self._names.append(match[0].partition(b":")[0].rstrip(b" \t").lower())
             at = match.end()
         self.length = at
 
@@ -40,20 +43,21 @@ class HeaderFields:
 
         ValueError for a name that none can have, or a value that would be more than one field.
         """
-        self._fields.insert(max(index, 0), _field(name, value))
+        place = min(max(index, 0), len(self._fields))
+        self._fields.insert(place, _field(name, value))
+        self._names.insert(place, name.lower())
 
     def add(self, name: bytes, value: bytes) -> None:
         """Put a field behind all others. ValueError as in :meth:`insert`."""
-        self._fields.append(_field(name, value))
+        self.insert(len(self._fields), name, value)
 
     def change(self, name: bytes, number: int, value: bytes | None) -> None:
         """Replace the `number`-th field (from 1) with this name, in any case; None removes it. Where there are not so
         many, the field is added. ValueError as in :meth:`insert`."""
-        places = [index for index, (known, _) in enumerate(self.items()) if known.lower() == name.lower()]
-        place = places[number - 1] if 1 <= number <= len(places) else None
+        place = self._place(name.lower(), number)
         if value is None:
             if place is not None:
-                del self._fields[place]
+                del self._fields[place], self._names[place]
         elif place is not None:
             self._fields[place] = _field(name, value)
         else:
@@ -61,9 +65,20 @@ class HeaderFields:
 
     def remove(self, name: bytes) -> None:
         """Remove all fields with this name, in any case."""
-        self._fields = [
-            field for field, (known, _) in zip(self._fields, self.items(), strict=True) if known.lower() != name.lower()
-        ]
+        gone = name.lower()
+        kept = [known != gone for known in self._names]
+        self._fields = list(compress(self._fields, kept))
+        self._names = list(compress(self._names, kept))
+
+    def _place(self, name: bytes, number: int) -> int | None:
+        """Where the `number`-th field with this name in lower case is."""
+        place = -1
+        try:
+            for _ in range(min(number, len(self._names) + 1)):
+                place = self._names.index(name, place + 1)
+        except ValueError:
+            return None
+        return place if number >= 1 else None
 
 
 def _field(name: bytes, value: bytes) -> bytes:

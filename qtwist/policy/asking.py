@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TooLate
@@ -14,7 +14,9 @@ from twisted.logger import Logger
 
 from qtwist.control import ControlError
 from qtwist.control_services import Service, parse_service
-from qtwist.policy.base import Opinion, refuse
+from qtwist.policy.base import Opinion, Policy, refuse
+from qtwist.policy.content import Content
+from qtwist.policy.session import Session
 from qtwist.policy.surroundings import Surroundings
 from qtwist.policy.watched import Watched
 
@@ -66,7 +68,7 @@ def services(surroundings: Surroundings, name: str, timeout: int) -> Watched[tup
 async def ask(service: Service, clock: Any, question: Coroutine[Any, Any, Opinion]) -> Opinion:
     """What `question` leads to, within the time that the service has; else what counts without an answer."""
     try:
-        return await Deferred.fromCoroutine(question).addTimeout(service.timeout, clock)
+        return await Deferred.fromCoroutine(question).addTimeout(service.timeout, clock, _too_late)
     except TooLate:
         why = f"no answer in {service.timeout} seconds"
     except (ConnectError, DNSLookupError) as error:
@@ -74,6 +76,11 @@ async def ask(service: Service, clock: Any, question: Coroutine[Any, Any, Opinio
     except (NoAnswer, ConnectionClosed) as error:
         why = str(error)
     return unanswered(service, why)
+
+
+def _too_late(_result: Any, _seconds: float) -> Any:
+    """Whatever giving it up has led to."""
+    raise TooLate
 
 
 def unanswered(service: Service, why: str) -> Opinion:
@@ -88,3 +95,25 @@ def unanswered(service: Service, why: str) -> Opinion:
         return None
     reason = f"{service.name}: {why}"
     return refuse(451, _TEXT, reason) if service.otherwise == "tempfail" else refuse(554, _REJECTED, reason)
+
+
+class Scanner(Policy):
+    """Asks the services of the control file that has its name about each message, one after the other. What they cannot
+    look at within `timeout` seconds, or what their line says, is treated as their line says."""
+
+    timeout: ClassVar[int]
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._clock = surroundings.clock
+        self._services = services(surroundings, self.name, self.timeout)
+
+    async def content(self, session: Session, content: Content) -> Opinion:
+        for service in self._services.get():
+            opinion = await ask(service, self._clock, self._scan(service, session, content))
+            if opinion is not None:
+                return opinion
+        return None
+
+    async def _scan(self, service: Service, session: Session, content: Content) -> Opinion:
+        """What one service says. NoAnswer, ConnectError, ConnectionClosed; nothing may be left when it is cancelled."""
+        raise NotImplementedError

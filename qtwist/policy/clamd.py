@@ -14,17 +14,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from qtwist.control_services import Service
-from qtwist.policy.asking import NoAnswer, ask, connected, services
-from qtwist.policy.base import Opinion, Policy, refuse
+from qtwist.policy.asking import NoAnswer, Scanner, connected
+from qtwist.policy.base import Opinion, refuse
 from qtwist.policy.content import Content
 from qtwist.policy.session import Session
-from qtwist.policy.surroundings import Surroundings
-
-TIMEOUT = 120
-"""Seconds for a message where control/clamd does not say."""
 
 _LONGEST_ANSWER = 4096
-_ANSWER = re.compile(rb"stream: (?:(OK)|(.{1,500}) FOUND)", re.DOTALL)
+_ANSWER = re.compile(rb"stream: (?:(OK)|(.{1,200}) FOUND)", re.DOTALL)
 _UNPRINTABLE = re.compile(rb"[^ -~]")
 
 
@@ -65,24 +61,14 @@ class _Stream(Protocol):
             self.answer.callback(self._said)
 
 
-class Clamd(Policy):
+class Clamd(Scanner):
     """Refuses messages in which clamd finds something (554), and what it cannot look at, as control/clamd says."""
 
     name = "clamd"
     idle_without = ("clamd",)
+    timeout = 120
 
-    def __init__(self, surroundings: Surroundings) -> None:
-        self._clock = surroundings.clock
-        self._services = services(surroundings, "clamd", TIMEOUT)
-
-    async def content(self, session: Session, content: Content) -> Opinion:
-        for service in self._services.get():
-            opinion = await ask(service, self._clock, self._ask(service, content))
-            if opinion is not None:
-                return opinion
-        return None
-
-    async def _ask(self, service: Service, content: Content) -> Opinion:
+    async def _scan(self, service: Service, session: Session, content: Content) -> Opinion:
         stream = _Stream(content.blocks())
         await connected(service, self._clock, stream)
         said = await stream.answer

@@ -21,7 +21,7 @@ from qtwist.policy.base import Refusal
 BLOCK = 65536
 """Octets that are read at a time."""
 
-IN_MEMORY = 1 << 20
+IN_MEMORY = 1 << 16
 """Octets of a message that are kept in memory; larger ones go to a file."""
 
 WRITE_ERROR = 53  # spec/qmail.md §6.3

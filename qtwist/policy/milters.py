@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -31,6 +32,18 @@ COMMAND_TIMEOUT."""
 COMMAND_TIMEOUT = 30
 
 MOST_RECIPIENTS = 10000
+
+MOST_PACKETS = 20000
+"""Packets of one filter about one message, beside its answers."""
+
+MOST_FIELDS = 1000
+"""Header fields that it may want changed in one message."""
+
+_PACKET_OVERHEAD = 5
+
+_UNREAD = 100
+"""Packets that may lie here unread; while there are more, nothing is read from the filter."""
+
 LONGEST_ADDRESS = 899  # spec/qmail.md §16.3
 
 _REPLY = re.compile(rb"([45][0-9]{2})(?:[ -](?:[245]\.[0-9]{1,3}\.[0-9]{1,3} ?)?(.*))?", re.DOTALL)
@@ -47,7 +60,8 @@ class _Link(Protocol):
 
     def __init__(self) -> None:
         self.milter = Milter()
-        self._arrived: list[Packet] = []
+        self._arrived: deque[Packet] = deque()
+        self._paused = False
         self._waiting: Deferred[Packet] | None = None
         self._over: Exception | None = None
 
@@ -65,6 +79,9 @@ class _Link(Protocol):
     def dataReceived(self, data: bytes) -> None:
         try:
             self._arrived += self.milter.receive(data)
+            if len(self._arrived) > _UNREAD and not self._paused:
+                self._paused = True
+                self.transport.pauseProducing()
         except MilterError as error:
             self._over = NoAnswer(str(error))
             self.transport.abortConnection()
@@ -79,7 +96,11 @@ class _Link(Protocol):
         if waiting is not None and not waiting.called and (self._arrived or self._over is not None):
             self._waiting = None
             if self._arrived:
-                waiting.callback(self._arrived.pop(0))
+                packet = self._arrived.popleft()
+                if self._paused and len(self._arrived) <= _UNREAD:
+                    self._paused = False
+                    self.transport.resumeProducing()
+                waiting.callback(packet)
             elif self._over is not None:
                 waiting.errback(self._over)
 
@@ -98,7 +119,9 @@ class _Link(Protocol):
 @attrs.define
 class _Filter:
     """One filter in one session. `link` is None before it is connected, and when it is given up; then `verdict` counts
-    for all that comes. `done` says that it wants to hear no more of this connection, `passed` of this message."""
+    for all that comes. `done` says that it wants to hear no more of this connection, `passed` of this message.
+    `in_message` says that it has heard of this message's sender, and of no end. `packets` counts what it has said about
+    the message beside its answers."""
 
     service: Service
     link: _Link | None = None
@@ -106,15 +129,30 @@ class _Filter:
     done: bool = False
     passed: bool = False
     in_message: bool = False
+    packets: int = 0
 
-    def has(self, letter: bytes) -> bool:
-        return self.link is not None and not (self.done or self.passed) and self.link.milter.wants(letter)
+    def listens(self, letter: bytes) -> bool:
+        """Whether it is to be told of this step, or of the message (END_OF_BODY)."""
+        if self.link is None or self.done or self.passed:
+            return False
+        return letter in (wire.HELO, wire.MAIL) or self.in_message
+
+    def count(self) -> None:
+        """One more packet that is no answer. MilterError when they are too many."""
+        self.packets += 1
+        if self.packets > MOST_PACKETS:
+            raise MilterError("it wants too much")
 
 
 @attrs.define
 class _Conversation:
     filters: list[_Filter]
+    sender: Address | None = None  # whom they were told of; when another policy has let one pass, they were not
     discarded: Opinion = None  # what a filter said before the message has come
+
+    def knows(self, session: Session) -> bool:
+        """Whether the message that is coming is one that they were told of."""
+        return self.sender is not None and self.sender is session.sender and self.discarded is None
 
 
 class Milters(Policy):
@@ -156,11 +194,11 @@ class Milters(Policy):
         conversation = self._conversations.get(session.id)
         if conversation is None:
             return None
-        conversation.discarded = None
+        conversation.sender, conversation.discarded = sender, None
         for one in conversation.filters:
             if one.in_message and one.link is not None:
                 one.link.send(wire.packet(wire.ABORT))
-            one.passed, one.in_message = False, True
+            one.passed, one.in_message, one.packets = False, False, 0
         known = [(b"i", session.id.encode()), (b"{mail_addr}", sender.raw)]
         if session.user is not None:
             known += [(b"{auth_authen}", session.user), (b"{auth_type}", session.mechanism.encode())]
@@ -177,14 +215,16 @@ class Milters(Policy):
         conversation = self._conversations.get(session.id)
         if conversation is None:
             return None
-        opinion = conversation.discarded
+        if not conversation.knows(session):
+            return conversation.discarded
         for one in conversation.filters:
-            if opinion is None:
-                opinion = one.verdict
-            if opinion is None and one.link is not None and not (one.done or one.passed):
+            opinion = one.verdict
+            if opinion is None and one.link is not None and one.listens(wire.END_OF_BODY):
+                one.in_message = False
                 opinion = await self._asked(one, one.service, self._show(one, one.link, session, content))
-            one.in_message = False
-        return opinion
+            if opinion is not None:
+                return opinion
+        return None
 
     def end(self, session: Session) -> None:
         conversation = self._conversations.pop(session.id, None)
@@ -233,10 +273,13 @@ class Milters(Policy):
         conversation = self._conversations.get(session.id)
         if conversation is None:
             return None
+        if letter in (wire.RCPT, wire.DATA) and not conversation.knows(session):
+            return None
         said = (wire.macros(letter, known), words)
         for one in conversation.filters:
             opinion = one.verdict
-            if one.link is not None and one.has(letter):
+            if one.link is not None and one.listens(letter):
+                one.in_message = one.in_message or letter == wire.MAIL
                 opinion = await self._asked(one, _hurried(one.service), self._step(one, one.link, letter, said))
             if opinion is not None and opinion.positive:
                 conversation.discarded = opinion  # the client goes on, and hears 250 in the end
@@ -251,9 +294,9 @@ class Milters(Policy):
         link.send(b"".join(words))
         if not link.milter.answers(letter):
             return None
-        return self._opinion(one, letter, await self._answer(link))
+        return self._opinion(one, letter, await self._answer(one, link))
 
-    async def _answer(self, link: _Link) -> Packet:
+    async def _answer(self, one: _Filter, link: _Link) -> Packet:
         """The next packet that is an answer."""
         while True:
             packet = await link.packet()
@@ -261,6 +304,7 @@ class Milters(Policy):
                 return packet
             if packet.letter != wire.PROGRESS:
                 raise MilterError(f"it answered {packet.letter!r}")
+            one.count()
 
     def _opinion(self, one: _Filter, letter: bytes, packet: Packet) -> Opinion:
         """What an answer means at the step `letter`."""
@@ -269,10 +313,10 @@ class Milters(Policy):
             if letter in (wire.CONNECT, wire.HELO):
                 one.done = True
             else:
-                one.passed = True
+                one.passed, one.in_message = True, False
             return None
         if answer == wire.DISCARD:
-            one.passed = True
+            one.passed, one.in_message = True, False
             return discard(name)
         if answer == wire.REJECT:
             return refuse(554 if letter == wire.CONNECT else 550, b"rejected (#5.7.1)", name)
@@ -282,6 +326,8 @@ class Milters(Policy):
             return _reply(packet.texts(1)[0], name)
         if answer in (wire.SHUTDOWN, wire.CONN_FAIL):
             raise NoAnswer("it shuts down")
+        if answer == wire.SKIP:
+            raise MilterError("it wants to skip where it may not")
         return None
 
     async def _show(self, one: _Filter, link: _Link, session: Session, content: Content) -> Opinion:
@@ -289,22 +335,26 @@ class Milters(Policy):
         for letter, said in _message(link.milter, content):
             link.send(said)
             if link.milter.answers(letter):
-                packet = await self._answer(link)
-                if packet.letter == wire.SKIP and letter == wire.BODY:
+                packet = await self._answer(one, link)
+                if packet.letter == wire.SKIP and letter == wire.BODY and link.milter.may_skip:
                     break  # it has seen enough; the body comes last
                 opinion = self._opinion(one, letter, packet)
                 if opinion is not None or one.passed:
                     return opinion
         link.send(wire.macros(wire.END_OF_BODY, ((b"i", session.id.encode()),)) + wire.packet(wire.END_OF_BODY))
         changes: list[Packet] = []
-        size = 0
+        size = fields = 0
         while True:
             packet = await link.packet()
             if packet.letter in wire.ANSWERS:
                 break
+            one.count()
             if packet.letter in wire.CHANGES:
                 changes.append(packet)
-                size += len(packet.rest)
+                fields += packet.letter in wire.HEADER_CHANGES
+                if fields > MOST_FIELDS:
+                    raise MilterError("it wants to change too many header fields")
+                size += len(packet.rest) + _PACKET_OVERHEAD
                 if size > max(4 * content.size, 64 << 20):
                     raise MilterError("it makes the message much larger")
             elif packet.letter != wire.PROGRESS:

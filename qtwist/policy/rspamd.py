@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import TaskDone, TaskFailed, TaskStopped, cooperate
 from twisted.python.failure import Failure
@@ -16,38 +17,38 @@ from zope.interface import implementer
 
 from qtwist.control_services import Service
 from qtwist.mail.header_fields import HeaderFields
-from qtwist.policy.asking import NoAnswer, ask, endpoint_of, services
-from qtwist.policy.base import Opinion, Policy, refuse
+from qtwist.policy.asking import NoAnswer, Scanner, endpoint_of
+from qtwist.policy.base import Opinion, refuse
 from qtwist.policy.content import Content, discard
 from qtwist.policy.session import Session
-from qtwist.policy.surroundings import Surroundings
-
-TIMEOUT = 60
-"""Seconds for a message where control/rspamd does not say."""
 
 _LONGEST_ANSWER = 1 << 20
 _UNPRINTABLE = re.compile(r"[^ -~]")
 
 
-class Rspamd(Policy):
-    """Refuses, puts off or marks messages as rspamd says, and has its header fields put in. What it cannot look at is
-    treated as control/rspamd says."""
+class Rspamd(Scanner):
+    """Refuses, puts off or marks messages as rspamd says, and has its header fields put in."""
 
     name = "rspamd"
     idle_without = ("rspamd",)
+    timeout = 60
 
-    def __init__(self, surroundings: Surroundings) -> None:
-        self._clock = surroundings.clock
-        self._services = services(surroundings, "rspamd", TIMEOUT)
+    async def _scan(self, service: Service, session: Session, content: Content) -> Opinion:
+        line = _Line(endpoint_of(service, self._clock))
+        try:
+            code, said = await self._post(line, session, content)
+        finally:
+            # Twisted's agent gives up the answer, but keeps the connection of one that reads no further.
+            line.cut()
+        if code != 200:
+            raise NoAnswer(f"it answered {code} {said[:100].decode('ascii', 'backslashreplace')!r}")
+        try:
+            return verdict(json.loads(said), content.fields, service.name)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            raise NoAnswer(f"its answer makes no sense ({error})") from error
 
-    async def content(self, session: Session, content: Content) -> Opinion:
-        for service in self._services.get():
-            opinion = await ask(service, self._clock, self._ask(service, session, content))
-            if opinion is not None:
-                return opinion
-        return None
-
-    async def _ask(self, service: Service, session: Session, content: Content) -> Opinion:
+    async def _post(self, line: _Line, session: Session, content: Content) -> tuple[int, bytes]:
+        """Code and body of the answer."""
         # It takes long to import, and few servers need it.
         from twisted.web.client import Agent, RequestTransmissionFailed, ResponseFailed
         from twisted.web.http_headers import Headers
@@ -58,10 +59,9 @@ class Rspamd(Policy):
             """Where the service is, whatever the address says."""
 
             def endpointForURI(self, uri: Any) -> Any:
-                return endpoint_of(service, clock)
+                return line
 
-        clock = self._clock
-        agent = Agent.usingEndpointFactory(clock, Here())
+        agent = Agent.usingEndpointFactory(self._clock, Here())
         try:
             response = await agent.request(
                 b"POST",
@@ -75,19 +75,35 @@ class Rspamd(Policy):
             raise NoAnswer(str(error)) from error
         collected = _Collected()
         response.deliverBody(collected)
-        said = await collected.all
-        if response.code != 200:
-            raise NoAnswer(f"it answered {response.code} {said[:100].decode('ascii', 'backslashreplace')!r}")
-        try:
-            return verdict(json.loads(said), content.fields, service.name)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise NoAnswer(f"its answer makes no sense ({error})") from error
+        return response.code, await collected.all
+
+
+@implementer(IStreamClientEndpoint)
+class _Line:
+    """An endpoint that knows what it has connected."""
+
+    def __init__(self, endpoint: Any) -> None:
+        self._endpoint = endpoint
+        self._connected: list[Any] = []
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        connecting: Deferred[Any] = self._endpoint.connect(factory)
+        return connecting.addCallback(self._keep)
+
+    def _keep(self, protocol: Any) -> Any:
+        self._connected.append(protocol)
+        return protocol
+
+    def cut(self) -> None:
+        """End all; harmless for what has ended."""
+        for protocol in self._connected:
+            protocol.transport.abortConnection()
 
 
 def verdict(answer: Any, fields: HeaderFields, name: str) -> Opinion:
     """What rspamd's answer, decoded JSON, means; what it wants in the header is done to `fields`.
 
-    ValueError, TypeError, KeyError or AttributeError when it makes no sense.
+    ValueError, TypeError, KeyError, AttributeError or OverflowError when it makes no sense.
     """
     action, score = answer["action"], float(answer.get("score", 0))
     why = f"{action}, score {score:.2f}, by {name}"
@@ -174,20 +190,18 @@ class _Blocks:
 
 
 class _Collected(Protocol):
-    """An answer of bounded length."""
-
-    transport: Any
+    """An answer of bounded length: `all` of it. NoAnswer when there is more."""
 
     def __init__(self) -> None:
         self._said: list[bytes] = []
         self._size = 0
-        self.all: Deferred[bytes] = Deferred(lambda _: self.transport.abortConnection())
+        self.all: Deferred[bytes] = Deferred()
 
     def dataReceived(self, data: bytes) -> None:
         self._said.append(data)
         self._size += len(data)
-        if self._size > _LONGEST_ANSWER:
-            self.transport.abortConnection()
+        if self._size > _LONGEST_ANSWER and not self.all.called:
+            self.all.errback(NoAnswer(f"its answer has more than {_LONGEST_ANSWER} octets"))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if not self.all.called:

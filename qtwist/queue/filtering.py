@@ -24,7 +24,10 @@ from qtwist.interfaces import Accepted, IIncomingMessage, QueueError
 from qtwist.mail.envelope import Envelope
 
 PATIENCE = 900
-"""Seconds that a program has for a message from the end of it on."""
+"""Seconds that a program has for a message from the end of it on, and to read on in the middle of it."""
+
+GRACE = 10
+"""Seconds that it has to end when there is no message after all."""
 
 NO_PROGRAM = 120
 TIMED_OUT = 52
@@ -73,6 +76,7 @@ class ProgramMessage:
         self._reactor = reactor
         self._program = program
         self._ready: Deferred[None] | None = None
+        self._watchdog: Any = None  # runs while somebody waits for the program to read
         self._over = False
         if not os.access(os.path.join(os.fsencode(home), program), os.X_OK):
             # What Twisted's child would end with says nothing.
@@ -113,10 +117,18 @@ class ProgramMessage:
         return fail(QueueError(TIMED_OUT, f"{os.fsdecode(self._program)} took longer than {PATIENCE} seconds"))
 
     def abort(self) -> None:
-        """As IIncomingMessage says: without an envelope, nobody queues anything."""
+        """As IIncomingMessage says: without an envelope, nobody queues anything. The program is killed when it goes on
+        all the same."""
         if not self._over:
             self._end_message()
             self._run.transport.closeChildFD(1)
+            if not self._run.ended.called:
+                self._run.ended.addBoth(self._in_time, self._reactor.callLater(GRACE, self._run.kill))
+
+    def _in_time(self, ended: Any, killing: Any) -> Any:
+        if killing.active():
+            killing.cancel()
+        return ended
 
     def _end_message(self) -> None:
         self._over = True
@@ -130,11 +142,19 @@ class ProgramMessage:
     def pauseProducing(self) -> None:
         if self._ready is None:
             self._ready = Deferred()
+            self._watchdog = self._reactor.callLater(PATIENCE, self._stuck)
 
     def resumeProducing(self) -> None:
         ready, self._ready = self._ready, None
         if ready is not None:
+            if self._watchdog.active():
+                self._watchdog.cancel()
             ready.callback(None)
+
+    def _stuck(self) -> None:
+        """It has stopped reading in the middle of the message, and not gone on."""
+        self._run.kill()
+        self.stopProducing()
 
     def stopProducing(self) -> None:
         self._run.reads = False

@@ -7,6 +7,7 @@ finding.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from email import message_from_bytes
@@ -17,6 +18,7 @@ from typing import Any
 
 from qtwist.control import CONTROL_FILES, Control, ControlError
 from qtwist.control_reading import first_line, split_lines
+from qtwist.control_services import parse_service
 from qtwist.dns import message as dns
 from qtwist.files import assign, cdb, cdb_text, mbox, tai64n, tcprules
 from qtwist.inject import addresses, splitting, tokens
@@ -24,8 +26,10 @@ from qtwist.local import dotqmail
 from qtwist.local.report import report
 from qtwist.mail import address, asked, dsn, qsbmf, quoting, received, verp
 from qtwist.mail.constmap import ConstantMap
+from qtwist.mail.header_fields import HeaderFields
 from qtwist.mail.holds import Hold
 from qtwist.mail.rewriting import Rewriter
+from qtwist.policy import rspamd
 from qtwist.queue import journal, records
 from qtwist.remote import reports, routes, tcpto
 from qtwist.send.bounces import BounceSettings
@@ -315,7 +319,21 @@ def delivery_reports(data: bytes) -> None:
     assert len(parts[1].get_payload()) == len(about) + 1
 
 
+def scanners(data: bytes) -> None:
+    """doc/content.md: a line is about a service, or ValueError; an answer of rspamd makes sense, or raises what counts
+    as no answer; whatever it wants, the header stays one."""
+    with contextlib.suppress(ValueError):
+        service = parse_service(data.decode("utf-8", "surrogateescape"), 60)
+        assert service.timeout > 0 and (service.path is None) == bool(service.host)
+    fields = HeaderFields(b"Subject: x\nReceived: y\n\tz\n")
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        opinion = rspamd.verdict(json.loads(data), fields, "rspamd")
+        assert opinion is None or not set(opinion.text) & set(b"\r\n\0"), opinion
+    assert HeaderFields(bytes(fields) + b"\n").items() == fields.items()
+
+
 PARSERS = {
+    "scanners": scanners,
     "delivery_reports": delivery_reports,
     "xclient_attributes": xclient_attributes,
     "sts_policy": sts_policy,
@@ -341,6 +359,13 @@ _CDB = bytes.fromhex("0800000000000000" * 1)
 _JOURNAL = journal.pack_first(journal.Use(1, 0x0123456789ABCDEF), 1)
 
 SEEDS: dict[str, tuple[bytes, ...]] = {
+    "scanners": [
+        b"unix:/run/x.sock accept timeout=5",
+        b"inet:11333@[::1] reject",
+        b'{"action": "rewrite subject", "score": 7.5, "subject": "y", "messages": {"smtp_message": "no"}}',
+        b'{"action": "add header", "milter": {"add_headers": {"A": {"value": "b", "order": 1}}}}',
+        b'{"action": "no action", "milter": {"remove_headers": {"Received": 0}, "add_headers": {"A": ["b"]}}}',
+    ],
     "delivery_reports": (
         b"a@b.test\n550 5.1.1 no\nRemote host said: 550 no\n",
         b"<a@b>:\n=delayed local 12\nlater\n\n<c>:\n=failed remote 0\n\n--=_token_\n",
