@@ -11,7 +11,7 @@ from qtwist.control import Control
 from qtwist.files import watching
 from qtwist.files.watching import DirectoryWatch
 from qtwist.policy import watched
-from qtwist.policy.watched import Watched
+from qtwist.policy.watched import Watched, one_look
 
 
 class WatchCase(SynchronousTestCase):
@@ -100,6 +100,45 @@ class WatchedTests(WatchCase):
         self.write("locals", "one")
         self.assertGreater(self.looks(), 0)
         self.assertEqual(self.looks(), 0)
+
+    def test_one_look(self) -> None:
+        """Within one look the system is asked once, a look in it is the same one, and the next look sees all."""
+        try:
+            DirectoryWatch(self.path).close()
+        except OSError as error:
+            self.skipTest(f"nothing can be watched here: {error}")
+        self.write("locals", "one")
+        self.assertEqual(self.value.get(), "one")
+        with mock.patch.object(DirectoryWatch, "version", autospec=True, side_effect=DirectoryWatch.version) as asked:
+            with one_look:
+                self.assertEqual([self.value.get(), self.value.get()], ["one", "one"])
+                self.write("locals", "three")
+                with one_look:
+                    self.assertEqual(self.value.get(), "one")
+                self.assertEqual([self.value.get(), asked.call_count], ["one", 1])
+            with one_look:
+                self.assertEqual([self.value.get(), asked.call_count], ["three", 2])
+        self.write("locals", "fifty")
+        self.assertEqual(self.value.get(), "fifty")
+
+    def test_changed_while_it_is_read(self) -> None:
+        """What comes between the look and the reading of a value is found by the look after."""
+        self.write("locals", "one")
+        with one_look:
+            Watched(Control(self.path), ("me",), lambda: None).get()
+            self.write("locals", "three")
+            self.assertEqual(self.value.get(), "three")
+            self.write("locals", "fifty")
+        with one_look:
+            self.assertEqual(self.value.get(), "fifty")
+
+    def test_error_ends_look(self) -> None:
+        self.write("locals", "one")
+        with self.assertRaises(ZeroDivisionError), one_look:
+            self.assertEqual(self.value.get(), "one")
+            raise ZeroDivisionError
+        self.write("locals", "three")
+        self.assertEqual(self.value.get(), "three")
 
     def test_links(self) -> None:
         """What a link leads to, or has another name, can change elsewhere: it is looked at each time."""

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -22,6 +23,7 @@ from zope.interface.verify import verifyObject
 
 from qtwist.clock import shift
 from qtwist.control import Control, ControlError
+from qtwist.files.watching import DirectoryWatch
 from qtwist.interfaces import Accepted, AnswerLost, IIncomingMessage, QueueError
 from qtwist.mail.address import Address
 from qtwist.mail.envelope import Envelope, Origin
@@ -146,6 +148,34 @@ class WithFactory(SynchronousTestCase):
 
 ENVELOPE = (b"MAIL FROM:<joe@cli.test>", b"RCPT TO:<ann@mx.test>")
 MESSAGE = (*ENVELOPE, b"DATA")
+
+
+class Looking(WithFactory):
+    """Control files that change are noticed by the next thing that is said, at one look for all of them."""
+
+    def test_change_between_commands(self) -> None:
+        client = self.client()
+        self.assertEqual(client.codes(b"EHLO cli.test", *ENVELOPE)[-2:], [250, 250])
+        self.put("rcpthosts", "other.test\n")
+        self.assertEqual(client.codes(ENVELOPE[1]), [553])
+        self.put("rcpthosts", "mx.test\n")
+        self.assertEqual(client.codes(ENVELOPE[1]), [250])
+
+    def test_looks_of_a_connection(self) -> None:
+        try:
+            DirectoryWatch(self.directory).close()
+        except OSError as error:
+            self.skipTest(f"nothing can be watched here: {error}")
+        factory = self.factory()
+        Client(factory).hang_up()
+        with mock.patch.object(DirectoryWatch, "version", autospec=True, side_effect=DirectoryWatch.version) as asked:
+            client = Client(factory)
+            self.assertEqual(asked.call_count, 1)
+            for line in (b"EHLO cli.test", *MESSAGE, b"Subject: hi\r\n\r\n.", b"QUIT"):
+                client.say(line)
+            client.hang_up()
+        self.assertEqual(len(self.queue.messages), 1)
+        self.assertLessEqual(asked.call_count, 4)
 
 
 class Accepting(WithFactory):

@@ -19,6 +19,7 @@ from qtwist.policy.base import Opinion
 from qtwist.policy.connection import PolicyConnection, leading_number, show
 from qtwist.policy.content import Discarded
 from qtwist.policy.session import ReceivedMessage
+from qtwist.policy.watched import one_look
 from qtwist.smtpd.fronting import Fronting
 from qtwist.smtpd.logins import Logins
 from qtwist.smtpd.turning import TurningConnection
@@ -72,6 +73,10 @@ class SMTPProtocol(Logins, Fronting, TurningConnection, TLSConnection, PolicyCon
     # What the transport calls
 
     def connectionMade(self) -> None:
+        with one_look:
+            self._client_comes()
+
+    def _client_comes(self) -> None:
         factory = self.factory
         transport: Any = self.transport
         set_no_delay = getattr(transport, "setTcpNoDelay", None)
@@ -123,7 +128,8 @@ class SMTPProtocol(Logins, Fronting, TurningConnection, TLSConnection, PolicyCon
             self._last = min(now, self._last + gained)
             self._without_message = min(now, self._without_message + gained)
         self._engine.receive(data)
-        self._pump()
+        with one_look:
+            self._pump()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._leaving = True
