@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from bench.latency import latencies
 from bench.loads import FAR, TLS_PORT, Sink, local_job, queued_job, relay_job
 from bench.machine import CHECKOUT, DISK, MAIN, PATH, SINK_PORT, Meter, empty, greets, memory, run, wait
-from bench.servers import Peer, Postfix, Qtwist
+from bench.servers import Notqmail, Peer, Postfix, Qtwist
 
-MAIL_SERVERS = ("qtwist", "journaled", "postfix")
+MAIL_SERVERS = ("qtwist", "journaled", "notqmail", "postfix")
 Figures = dict[str, float]
 
 
@@ -49,6 +49,7 @@ class Job:
     servers: tuple[str, ...] = MAIL_SERVERS
     port: int = SINK_PORT  # where mail for other hosts goes
     around: Callable[[], contextlib.AbstractContextManager[None]] = field(default=contextlib.nullcontext)
+    growth: tuple[int, ...] = ()  # variants for a curve of what the cost does
 
 
 def meter(bench: Bench, peer: Peer) -> Meter:
@@ -70,14 +71,17 @@ def relay(bench: Bench, peer: Peer, sessions: int, once: bool) -> Figures:
 
 
 def recipients(bench: Bench, peer: Peer, number: int) -> Figures:
-    """One message; what is counted is recipients."""
-    found = meter(bench, peer).measure(number, lambda: queued_job(peer, FAR, 1, 1, bench.octets, "-r", str(number)))
+    """One message, or some in a row where they have few; what is counted is recipients."""
+    some = max(1, 100 // number)
+    found = meter(bench, peer).measure(
+        some * number, lambda: queued_job(peer, FAR, 1, some, bench.octets, "-r", str(number))
+    )
     return {"recipients/s": found.pop("msg/s"), **found}
 
 
-def large(bench: Bench, peer: Peer, mebibytes: int) -> Figures:
-    number = bench.count(400) // mebibytes or 1
-    octets = mebibytes << 20
+def large(bench: Bench, peer: Peer, kibibytes: int) -> Figures:
+    number = min(bench.count(400 << 10) // kibibytes, bench.messages) or 1
+    octets = kibibytes << 10
     found = meter(bench, peer).measure(number, lambda: local_job(peer, 4, number, octets, once=False))
     return {"MB/s": found.pop("msg/s") * octets / 1e6, **found}
 
@@ -147,6 +151,8 @@ def commands(bench: Bench, peer: Peer, runs: int) -> Figures:
         jobs["pass"] = [sys.executable, "-c", "pass"]
         for name, module in COMMANDS.items():
             jobs[name] = [sys.executable, "-c", MAIN.format(module), FAR]
+    elif isinstance(peer, Notqmail):
+        jobs |= {name: [f"{peer.installed}/bin/{name}", FAR] for name in COMMANDS}
     elif isinstance(peer, Postfix):
         jobs["sendmail"] = ["/usr/sbin/sendmail", "-C", f"{peer.home}/etc", FAR]
     times: dict[str, list[float]] = {name: [] for name in jobs}
@@ -165,25 +171,27 @@ def commands(bench: Bench, peer: Peer, runs: int) -> Figures:
 
 COSTS = ("msg/s", "CPU ms", "forks", "flushes", "KiB", "PSS MiB")
 SESSIONS = (1, 10, 50)
+GROWTH = (1, 2, 5, 10, 20, 50, 100)
 
 JOBS = (
     Job("local", "(a) SMTP in, local Maildir, one message per connection", COSTS, SESSIONS,
-        lambda bench, peer, sessions: local(bench, peer, sessions, once=True)),
+        lambda bench, peer, sessions: local(bench, peer, sessions, once=True), growth=GROWTH),
     Job("local-many", "(a) SMTP in, local Maildir, many messages per connection", COSTS, SESSIONS,
         lambda bench, peer, sessions: local(bench, peer, sessions, once=False)),
     Job("relay", "(b) SMTP in, relay out, one message per connection", COSTS, SESSIONS,
-        lambda bench, peer, sessions: relay(bench, peer, sessions, once=True)),
+        lambda bench, peer, sessions: relay(bench, peer, sessions, once=True), growth=GROWTH),
     Job("relay-many", "(b) SMTP in, relay out, many messages per connection", COSTS, SESSIONS,
         lambda bench, peer, sessions: relay(bench, peer, sessions, once=False)),
     Job("recipients", "(c) one message to many recipients at one host", ("recipients/s", *COSTS[1:]),
-        (100, 1000), recipients, "recipients"),
-    Job("large", "(d) large messages, local Maildir, 4 sessions", ("MB/s", *COSTS[1:]), (1, 10), large, "MiB"),
+        (100, 1000), recipients, "recipients", growth=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)),
+    Job("large", "(d) large messages, local Maildir, 4 sessions", ("MB/s", *COSTS[1:]), (1024, 10240), large, "KiB",
+        growth=(4, 16, 64, 256, 1024, 4096, 10240)),
     Job("idle", "(e) idle connections", ("KiB each", "PSS MiB"), (1000, 5000), idle, "connections", more=False,
         servers=("qtwist", "journaled")),
     Job("commands", "(g) a mail from a command", ("sendmail ms", "qmail-inject ms", "bare ms", "more ms"), (500,),
         commands, "runs", more=False),
     Job("tls", "(i) SMTP in, relay out over TLS, many messages per connection", COSTS, (10,), tls_relay,
-        port=TLS_PORT, around=tls_sink),
+        port=TLS_PORT, around=tls_sink, servers=("qtwist", "journaled", "postfix")),
     Job("latency", "(j) from the final dot to the file in new/, at half of the load",
         ("p99 ms", "p50 ms", "msg/s offered"), (10, 50), latency, more=False),
 )  # fmt: skip
