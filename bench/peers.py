@@ -102,7 +102,6 @@ def main() -> None:
                     variants = variants[: 3 if options.growth else 1]
                 if job.name not in options.jobs.split(",") or not able or not variants:
                     continue
-                # A sink for each job: one that had stood idle during another was seen to stop counting.
                 sink = Sink()
                 try:
                     bench = Bench(device, options.scale, options.octets, options.messages, sink)

@@ -76,6 +76,8 @@ class Qtwist(Peer):
     log = f"{PLACE}/qtwist.log"
     end = b"end msg "
     journal = False
+    code = "import sys; sys.argv[0] = 'twistd'; from twisted.scripts.twistd import run; run()"
+    python_path = CHECKOUT
 
     def prepare(self) -> None:
         python = sys.executable
@@ -107,11 +109,10 @@ class Qtwist(Peer):
             file.write(text)
 
     def start(self) -> None:
-        code = "import sys; sys.argv[0] = 'twistd'; from twisted.scripts.twistd import run; run()"
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code, "-n", "--pidfile=", "qtwist", "--home", self.home],
-                env={"PATH": PATH, "PYTHONPATH": CHECKOUT},
+                [sys.executable, "-c", self.code, "-n", "--pidfile=", "qtwist", "--home", self.home],
+                env={"PATH": PATH, "PYTHONPATH": self.python_path},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
