@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 
 class Picture(NamedTuple):
-    """A file's name, its title, what the variants are, and its panels: a column and what it is called."""
+    """A file's name, its title, what the variants are, its panels: a column and what it is called; and which of the
+    columns spans so much that only its logarithm can be seen."""
 
     name: str
     title: str
     across: str
     panels: tuple[tuple[str, str], ...]
-    logarithmic: bool = False
+    logarithmic: str = ""
 
 
 _RATE, _CPU = ("msg/s", "messages a second"), ("CPU ms", "ms of CPU per message")
@@ -35,7 +36,7 @@ PICTURES = {
     ),
     "large": Picture(
         "size", "large messages into a Maildir, 4 sessions", "KiB",
-        (("MB/s", "MB a second"), ("CPU ms", "ms of CPU per message")), logarithmic=True,
+        (("MB/s", "MB a second"), ("CPU ms", "ms of CPU per message")), logarithmic="CPU ms",
     ),
     "backlog": Picture(
         "backlog", "new mail, 4 KiB, into a Maildir, beside a deep queue", "deferred messages in the queue",
@@ -103,7 +104,7 @@ def draw(picture: Picture, curves: Sequence[Curves], path: str, note: str = "") 
     rows = (len(curves) + 1) // 2
     figure = Figure(figsize=(9, 0.4 + 3 * rows), layout="constrained")
     figure.suptitle(picture.title + (f" ({note})" if note else ""), fontsize=11)
-    for place, ((_, label), lines) in enumerate(zip(picture.panels, curves, strict=True), 1):
+    for place, ((column, label), lines) in enumerate(zip(picture.panels, curves, strict=True), 1):
         axes = figure.add_subplot(rows, 2, place)
         for server, points in lines.items():
             style = {"color": COLOURS.get(server), "marker": "o", "markersize": 4}
@@ -116,10 +117,10 @@ def draw(picture: Picture, curves: Sequence[Curves], path: str, note: str = "") 
                 axes.set_xscale("log")
             axes.set_xticks(variants, [f"{one:,}" for one in variants], rotation=45 if variants[-1] > 1000 else 0)
             axes.set_xticks([], minor=True)
-        if picture.logarithmic:
+        if column == picture.logarithmic:
             axes.set_yscale("log")
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * max((max(points.values()) for points in lines.values()), default=0) or 1)
         axes.set_xlabel(picture.across)
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
@@ -134,9 +135,11 @@ def draw_stages(rows: Sequence[Mapping[str, Any]], path: str, note: str = "") ->
 
     figure = Figure(figsize=(9, 0.9 + 2.2 * len(rows)), layout="constrained")
     shown: dict[str, Any] = {}
+    first = None  # all are drawn to its scale
     for place, row in enumerate(rows, 1):
         processes = {name: parts for name, parts in row["processes"].items() if sum(parts.values()) >= 0.005}
-        axes = figure.add_subplot(len(rows), 1, place)
+        axes = figure.add_subplot(len(rows), 1, place, sharex=first)
+        first = first or axes
         names = sorted(processes, key=lambda name: sum(processes[name].values()))
         left = [0.0] * len(names)
         for stage, colour in STAGES.items():
