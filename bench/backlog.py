@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from bench.jobs import Figures
-from bench.loads import Sink, local_job, relay_job
+from bench.loads import NOBODY, Sink, local_job, relay_job
 from bench.machine import ACCOUNTS, Meter, account, control_group, disk, empty, prepare_machine
 from bench.servers import Journaled, Peer, Qtwist
 from qtwist.files.disk import RealDisk
@@ -29,7 +29,7 @@ from qtwist.send.schedule import next_attempt
 
 #: A host of these messages refuses connections.
 DEAD = "dead.test"
-_NOBODY = "[127.0.0.1]:9"
+_NOBODY = f"[127.0.0.1]:{NOBODY}"
 _DAY = 86400.0
 _WEEK = 7 * _DAY
 _SESSIONS = 10

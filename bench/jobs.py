@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from bench.latency import latencies
-from bench.loads import FAR, TLS_PORT, Sink, local_job, queued_job, relay_job
+from bench.loads import FAR, NOBODY, TLS_PORT, Sink, local_job, queued_job, relay_job, source
 from bench.machine import CHECKOUT, DISK, MAIN, PATH, SINK_PORT, Meter, empty, greets, memory, run, wait
 from bench.servers import Notqmail, Peer, Postfix, Qtwist
 
@@ -49,6 +49,7 @@ class Job:
     servers: tuple[str, ...] = MAIL_SERVERS
     port: int = SINK_PORT  # where mail for other hosts goes
     around: Callable[[], contextlib.AbstractContextManager[None]] = field(default=contextlib.nullcontext)
+    fills: bool = False  # the queue is not empty afterwards
     growth: tuple[int, ...] = ()  # variants for a curve of what the cost does
 
 
@@ -101,6 +102,25 @@ def idle(bench: Bench, peer: Peer, number: int) -> Figures:
         for connection in connections:
             connection.close()
     return {"KiB each": (total - before) * 1024 / number, "PSS MiB": total}
+
+
+def injection(bench: Bench, peer: Peer, number: int) -> Figures:
+    """Nothing gets out: what the last tenth takes beside the first, and a start with all of it."""
+    lot = bench.count(number // 10)
+    rates = []
+    for _ in range(10):
+        began = time.monotonic()
+        source(peer.port, FAR, 10, lot, bench.octets)
+        rates.append(lot / (time.monotonic() - began))
+    peer.stop()
+    began = time.monotonic()
+    peer.start()
+    return {
+        "last msg/s": rates[-1],
+        "first msg/s": rates[0],
+        "start s": time.monotonic() - began,
+        "PSS MiB": memory(peer.group),
+    }
 
 
 def tls_relay(bench: Bench, peer: Peer, sessions: int) -> Figures:
@@ -188,6 +208,8 @@ JOBS = (
         growth=(4, 16, 64, 256, 1024, 4096, 10240)),
     Job("idle", "(e) idle connections", ("KiB each", "PSS MiB"), (1000, 5000), idle, "connections", more=False,
         servers=("qtwist", "journaled")),
+    Job("injection", "(f) SMTP in, 10 sessions, while the other host refuses connections: the last tenth",
+        ("last msg/s", "first msg/s", "start s", "PSS MiB"), (20_000,), injection, "messages", port=NOBODY, fills=True),
     Job("commands", "(g) a mail from a command", ("sendmail ms", "qmail-inject ms", "bare ms", "more ms"), (500,),
         commands, "runs", more=False),
     Job("tls", "(i) SMTP in, relay out over TLS, many messages per connection", COSTS, (10,), tls_relay,
@@ -195,4 +217,4 @@ JOBS = (
     Job("latency", "(j) from the final dot to the file in new/, at half of the load",
         ("p99 ms", "p50 ms", "msg/s offered"), (10, 50), latency, more=False),
 )  # fmt: skip
-"""(f) is bench/backlog.py, (h) bench/pop3.py."""
+"""More of (f) is in bench/backlog.py, (h) in bench/pop3.py."""

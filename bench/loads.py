@@ -11,6 +11,8 @@ from bench.servers import Peer
 
 FAR = "someone@far.test"
 TLS_PORT = SINK_PORT + 4
+#: A port where connections are refused.
+NOBODY = 9
 
 
 def source(port: int, recipient: str, sessions: int, messages: int, octets: int, *more: str) -> None:

@@ -56,6 +56,8 @@ def run_job(job: Job, bench: Bench, peers: list[Peer], rounds: int, variants: tu
                         results.setdefault((variant, peer.name), []).append(job.run(bench, peer, variant))
                     finally:
                         peer.stop()
+                        if job.fills:
+                            peer.renew()
     return dict(sorted(results.items(), key=lambda item: item[0][0]))
 
 

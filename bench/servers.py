@@ -43,6 +43,12 @@ class Peer:
     def close(self) -> None:
         """Once, after the last stop."""
 
+    def renew(self) -> None:
+        """After a stop: the queue is empty again."""
+        self.close()
+        shutil.rmtree(self.home)
+        self.prepare()
+
     def start(self) -> None:
         raise NotImplementedError
 
