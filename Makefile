@@ -20,7 +20,7 @@ JOURNAL := 0
 # Debian keeps Postfix's smtp-source and smtp-sink there.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: bench coverage fuzz mutants soak-faults soak-overload help demo demo-stop test lint types build clean
+.PHONY: bench bench-all bench-plots coverage fuzz mutants soak-faults soak-overload help demo demo-stop test lint types build clean
 .DEFAULT_GOAL := help
 
 help:
@@ -46,7 +46,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
-	@$(PIP) install --editable '.[test]'
+	@$(PIP) install --editable '.[test,bench]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-lint: pyproject.toml | $(VENV)/bin/python
@@ -117,9 +117,27 @@ mutants: $(VENV)/.installed-test
 	$(RUN) -m tests.mutants.run $(MUTANTS)
 
 # Beside Postfix, as root, where other accounts can run this Python (bench/README.md).
+RESULTS := bench/results
 bench: $(VENV)/.installed
-	$(RUN) -m bench.peers $(BENCH)
-	$(RUN) -m bench.pop3 $(BENCH_POP3)
+	@mkdir -p $(RESULTS)
+	$(RUN) -m bench.peers --json $(RESULTS)/peers.json $(BENCH)
+	$(RUN) -m bench.pop3 --json $(RESULTS)/pop3.json $(BENCH_POP3)
+
+# All that there is, and what the pictures are made of: bench/README.md says how long it takes.
+GROWTH_SERVERS := journaled,notqmail,postfix
+bench-all: bench
+	$(RUN) -m bench.peers --growth --rounds 2 --only $(GROWTH_SERVERS) --json $(RESULTS)/growth.json $(BENCH_GROWTH)
+	$(RUN) -m bench.backlog --json $(RESULTS)/backlog.json $(BENCH_BACKLOG)
+	$(RUN) -m bench.stages --json $(RESULTS)/stages.json $(BENCH_STAGES)
+
+# The pictures of doc/performance.md, from what bench-all has measured; a word in each title with NOTE='trial run'.
+NOTE :=
+$(VENV)/.installed-bench: pyproject.toml | $(VENV)/bin/python
+	@$(PIP) install --editable '.[bench]'
+	@touch $@ $(VENV)/.installed
+
+bench-plots: $(VENV)/.installed-bench
+	$(RUN) -m bench.plots --note '$(NOTE)' $(foreach name,growth backlog stages,$(RESULTS)/$(name).json)
 
 clean: demo-stop
 	rm -rf $(VENV) dist build demo _trial_temp* .hypothesis .mypy_cache .ruff_cache

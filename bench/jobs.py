@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from bench.latency import latencies
-from bench.loads import FAR, TLS_PORT, Sink, local_job, queued_job, relay_job
+from bench.loads import FAR, NOBODY, TLS_PORT, Sink, local_job, queued_job, relay_job, source
 from bench.machine import CHECKOUT, DISK, MAIN, PATH, SINK_PORT, Meter, empty, greets, memory, run, wait
-from bench.servers import Peer, Postfix, Qtwist
+from bench.servers import Notqmail, Peer, Postfix, Qtwist
 
-MAIL_SERVERS = ("qtwist", "journaled", "postfix")
+MAIL_SERVERS = ("qtwist", "journaled", "notqmail", "postfix")
 Figures = dict[str, float]
+WARM = 50
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Job:
     servers: tuple[str, ...] = MAIL_SERVERS
     port: int = SINK_PORT  # where mail for other hosts goes
     around: Callable[[], contextlib.AbstractContextManager[None]] = field(default=contextlib.nullcontext)
+    fills: bool = False  # the queue is not empty afterwards
+    growth: tuple[int, ...] = ()  # variants for a curve of what the cost does
 
 
 def meter(bench: Bench, peer: Peer) -> Meter:
@@ -59,25 +62,41 @@ def messages(bench: Bench, sessions: int) -> int:
     return bench.messages if sessions > 1 else bench.messages // 4
 
 
+def warm_up(bench: Bench, peer: Peer, relayed: bool = False) -> None:
+    """What a server loads or starts at its first messages is there, and counts for none that is measured."""
+    if relayed:
+        queued_job(peer, FAR, 10, WARM, bench.octets)  # none may be on its way out still
+    else:
+        local_job(peer, 10, WARM, bench.octets, once=False)
+        empty(peer.maildir())
+
+
 def local(bench: Bench, peer: Peer, sessions: int, once: bool) -> Figures:
     number = messages(bench, sessions)
+    warm_up(bench, peer)
     return meter(bench, peer).measure(number, lambda: local_job(peer, sessions, number, bench.octets, once))
 
 
 def relay(bench: Bench, peer: Peer, sessions: int, once: bool) -> Figures:
     number = messages(bench, sessions)
+    warm_up(bench, peer, relayed=True)
     return meter(bench, peer).measure(number, lambda: relay_job(peer, bench.sink, sessions, number, bench.octets, once))
 
 
 def recipients(bench: Bench, peer: Peer, number: int) -> Figures:
-    """One message; what is counted is recipients."""
-    found = meter(bench, peer).measure(number, lambda: queued_job(peer, FAR, 1, 1, bench.octets, "-r", str(number)))
+    """One message, or some in a row where they have few; what is counted is recipients."""
+    some = max(1, 100 // number)
+    warm_up(bench, peer, relayed=True)
+    found = meter(bench, peer).measure(
+        some * number, lambda: queued_job(peer, FAR, 1, some, bench.octets, "-r", str(number))
+    )
     return {"recipients/s": found.pop("msg/s"), **found}
 
 
-def large(bench: Bench, peer: Peer, mebibytes: int) -> Figures:
-    number = bench.count(400) // mebibytes or 1
-    octets = mebibytes << 20
+def large(bench: Bench, peer: Peer, kibibytes: int) -> Figures:
+    number = min(bench.count(400 << 10) // kibibytes, bench.messages) or 1
+    octets = kibibytes << 10
+    warm_up(bench, peer)
     found = meter(bench, peer).measure(number, lambda: local_job(peer, 4, number, octets, once=False))
     return {"MB/s": found.pop("msg/s") * octets / 1e6, **found}
 
@@ -97,6 +116,25 @@ def idle(bench: Bench, peer: Peer, number: int) -> Figures:
         for connection in connections:
             connection.close()
     return {"KiB each": (total - before) * 1024 / number, "PSS MiB": total}
+
+
+def injection(bench: Bench, peer: Peer, number: int) -> Figures:
+    """Nothing gets out: what the last tenth takes beside the first, and a start with all of it."""
+    lot = bench.count(number // 10)
+    rates = []
+    for _ in range(10):
+        began = time.monotonic()
+        source(peer.port, FAR, 10, lot, bench.octets)
+        rates.append(lot / (time.monotonic() - began))
+    peer.stop()
+    began = time.monotonic()
+    peer.start()
+    return {
+        "last msg/s": rates[-1],
+        "first msg/s": rates[0],
+        "start s": time.monotonic() - began,
+        "PSS MiB": memory(peer.group),
+    }
 
 
 def tls_relay(bench: Bench, peer: Peer, sessions: int) -> Figures:
@@ -147,6 +185,8 @@ def commands(bench: Bench, peer: Peer, runs: int) -> Figures:
         jobs["pass"] = [sys.executable, "-c", "pass"]
         for name, module in COMMANDS.items():
             jobs[name] = [sys.executable, "-c", MAIN.format(module), FAR]
+    elif isinstance(peer, Notqmail):
+        jobs |= {name: [f"{peer.installed}/bin/{name}", FAR] for name in COMMANDS}
     elif isinstance(peer, Postfix):
         jobs["sendmail"] = ["/usr/sbin/sendmail", "-C", f"{peer.home}/etc", FAR]
     times: dict[str, list[float]] = {name: [] for name in jobs}
@@ -165,26 +205,30 @@ def commands(bench: Bench, peer: Peer, runs: int) -> Figures:
 
 COSTS = ("msg/s", "CPU ms", "forks", "flushes", "KiB", "PSS MiB")
 SESSIONS = (1, 10, 50)
+GROWTH = (1, 2, 5, 10, 20, 50, 100)
 
 JOBS = (
     Job("local", "(a) SMTP in, local Maildir, one message per connection", COSTS, SESSIONS,
-        lambda bench, peer, sessions: local(bench, peer, sessions, once=True)),
+        lambda bench, peer, sessions: local(bench, peer, sessions, once=True), growth=GROWTH),
     Job("local-many", "(a) SMTP in, local Maildir, many messages per connection", COSTS, SESSIONS,
         lambda bench, peer, sessions: local(bench, peer, sessions, once=False)),
     Job("relay", "(b) SMTP in, relay out, one message per connection", COSTS, SESSIONS,
-        lambda bench, peer, sessions: relay(bench, peer, sessions, once=True)),
+        lambda bench, peer, sessions: relay(bench, peer, sessions, once=True), growth=GROWTH),
     Job("relay-many", "(b) SMTP in, relay out, many messages per connection", COSTS, SESSIONS,
         lambda bench, peer, sessions: relay(bench, peer, sessions, once=False)),
     Job("recipients", "(c) one message to many recipients at one host", ("recipients/s", *COSTS[1:]),
-        (100, 1000), recipients, "recipients"),
-    Job("large", "(d) large messages, local Maildir, 4 sessions", ("MB/s", *COSTS[1:]), (1, 10), large, "MiB"),
+        (100, 1000), recipients, "recipients", growth=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)),
+    Job("large", "(d) large messages, local Maildir, 4 sessions", ("MB/s", *COSTS[1:]), (1024, 10240), large, "KiB",
+        growth=(4, 16, 64, 256, 1024, 4096, 10240)),
     Job("idle", "(e) idle connections", ("KiB each", "PSS MiB"), (1000, 5000), idle, "connections", more=False,
         servers=("qtwist", "journaled")),
+    Job("injection", "(f) SMTP in, 10 sessions, while the other host refuses connections: the last tenth",
+        ("last msg/s", "first msg/s", "start s", "PSS MiB"), (20_000,), injection, "messages", port=NOBODY, fills=True),
     Job("commands", "(g) a mail from a command", ("sendmail ms", "qmail-inject ms", "bare ms", "more ms"), (500,),
         commands, "runs", more=False),
     Job("tls", "(i) SMTP in, relay out over TLS, many messages per connection", COSTS, (10,), tls_relay,
-        port=TLS_PORT, around=tls_sink),
+        port=TLS_PORT, around=tls_sink, servers=("qtwist", "journaled", "postfix")),
     Job("latency", "(j) from the final dot to the file in new/, at half of the load",
         ("p99 ms", "p50 ms", "msg/s offered"), (10, 50), latency, more=False),
 )  # fmt: skip
-"""(f) is bench/backlog.py, (h) bench/pop3.py."""
+"""More of (f) is in bench/backlog.py, (h) in bench/pop3.py."""

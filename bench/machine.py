@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pwd
 import shutil
@@ -16,11 +17,12 @@ CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PLACE = os.environ.get("QTWIST_BENCH", "/var/tmp/qtwist-bench")
 DISK = f"{PLACE}/disk"
 IMAGE = f"{PLACE}/image"
-PERSON = "qtwbench"
+PERSON = os.environ.get("QTWIST_BENCH_PERSON", "qtwbench")
 ACCOUNTS = {role: f"qtwtest-{role[-1]}" for role in ("qmaild", "qmaill", "qmailp", "qmailq", "qmailr")}
 SINK_PORT = int(os.environ.get("QTWIST_BENCH_PORT", "2590"))  # and the next five
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 PATIENCE = 300.0
+_CLONE_NEWNS = 0x20000
 MAIN = "import sys; from qtwist.commands.{} import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -132,15 +134,20 @@ def wait(what: str, ready: Callable[[], bool], pause: float = 0.01) -> None:
 
 
 def prepare_machine() -> None:
-    """Make the accounts. SystemExit, with what is missing, where no benchmark can run."""
+    """Make the accounts, and go where mounts are only ours. SystemExit, with what is missing, where nothing can run."""
     if os.geteuid() != 0:
         raise SystemExit("bench: run it as root: it mounts a file system and starts daemons under their accounts")
     for program in ("smtp-source", "smtp-sink", "mkfs.ext4"):
         if shutil.which(program, path=PATH) is None:
             raise SystemExit(f"bench: {program} is missing (Debian packages postfix and e2fsprogs)")
-    account(PERSON, f"{DISK}/person")
+    if account(PERSON, f"{DISK}/person").pw_dir != f"{DISK}/person":  # Postfix delivers there
+        raise SystemExit(f"bench: {PERSON} lives elsewhere: with QTWIST_BENCH give QTWIST_BENCH_PERSON, a new account")
     for name in ACCOUNTS.values():
         account(name)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS):
+        raise SystemExit(f"bench: no mounts of our own: {os.strerror(ctypes.get_errno())}")
+    run("mount", "--make-rprivate", "/")
 
 
 def control_group(name: str) -> str:

@@ -14,11 +14,11 @@ import statistics
 from bench.jobs import JOBS, Bench, Figures, Job
 from bench.loads import Sink
 from bench.machine import control_group, disk, empty, prepare_machine
-from bench.servers import Journaled, Peer, Postfix, Qtwist
+from bench.servers import Journaled, Notqmail, Peer, Postfix, Qtwist
 
-KINDS: tuple[type[Peer], ...] = (Qtwist, Journaled, Postfix)
+KINDS: tuple[type[Peer], ...] = (Qtwist, Journaled, Notqmail, Postfix)
 Results = dict[tuple[int, str], list[Figures]]  # by variant and server
-QUICK = {"rounds": 1, "messages": 200, "scale": 0.1, "variants": "10,100"}
+QUICK = {"rounds": 1, "messages": 200, "scale": 0.1}
 
 
 def table(job: Job, results: Results, reference: str) -> None:
@@ -42,11 +42,11 @@ def median(rounds: list[Figures], name: str) -> float | None:
     return statistics.median(found) if found else None
 
 
-def run_job(job: Job, bench: Bench, peers: list[Peer], rounds: int, chosen: list[int]) -> Results:
-    """The chosen variants of a job; the servers take turns."""
+def run_job(job: Job, bench: Bench, peers: list[Peer], rounds: int, variants: tuple[int, ...]) -> Results:
+    """Some variants of a job; the servers take turns."""
     results: Results = {}
     with job.around():
-        for variant in [one for one in job.variants if one in chosen] or job.variants[: 1 if chosen else None]:
+        for variant in variants:
             for _ in range(rounds):
                 for peer in peers:
                     empty(peer.maildir())
@@ -56,6 +56,8 @@ def run_job(job: Job, bench: Bench, peers: list[Peer], rounds: int, chosen: list
                         results.setdefault((variant, peer.name), []).append(job.run(bench, peer, variant))
                     finally:
                         peer.stop()
+                        if job.fills:
+                            peer.renew()
     return dict(sorted(results.items(), key=lambda item: item[0][0]))
 
 
@@ -66,11 +68,16 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=2000)
     parser.add_argument("--octets", type=int, default=4096)
     parser.add_argument("--scale", type=float, default=1, help="of the numbers of other jobs: 0.1 is a tenth")
-    parser.add_argument(
-        "--variants", default="", help="of a job's variants (sessions, say) only these; its first, if none is its own"
-    )
-    parser.add_argument("--only", default="qtwist,journaled,postfix", help="servers, separated by commas")
+    parser.add_argument("--variants", default="", help="in place of the jobs' own: numbers of sessions, say")
+    parser.add_argument("--growth", action="store_true", help="many variants, of the jobs that bench.plots draws")
+    parser.add_argument("--only", default=",".join(kind.name for kind in KINDS), help="servers, separated by commas")
     parser.add_argument("--jobs", default=names)
+    parser.add_argument(
+        "--notqmail",
+        default="/var/qmail",
+        metavar="HOME",
+        help="where notqmail was installed (if it is, it is measured)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures of all rounds there")
     parser.add_argument("--quick", action="store_true", help="a minute or two: does all of it work?")
     options = parser.parse_args()
@@ -78,35 +85,42 @@ def main() -> None:
         vars(options).update(QUICK)
     prepare_machine()
     resource.setrlimit(resource.RLIMIT_NOFILE, (20_000, 20_000))
-    chosen = [int(word) for word in options.variants.split(",") if word]
-    kinds = [kind for kind in KINDS if kind.name in options.only.split(",")]
+    chosen = tuple(int(word) for word in options.variants.split(",") if word)
+    Notqmail.installed = options.notqmail
+    kinds = [kind for kind in KINDS if kind.name in options.only.split(",") and kind.missing() is None]
     everything = []
     with disk(4000) as device:
-        peers = []
-        for kind in kinds:
-            peer = kind(control_group(kind.name))
-            empty(peer.maildir())
-            peer.prepare()
-            peers.append(peer)
-        for job in JOBS:
-            able = [peer for peer in peers if peer.name in job.servers]
-            if job.name not in options.jobs.split(",") or not able:
-                continue
-            # A sink for each job: one that had stood idle during another was seen to stop counting.
-            sink = Sink()
-            try:
-                bench = Bench(device, options.scale, options.octets, options.messages, sink)
-                results = run_job(job, bench, able, options.rounds, chosen)
-            finally:
-                sink.stop()
-            table(job, results, able[-1].name)
-            everything += [
-                {"job": job.name, "variant": variant, "server": peer, "rounds": rounds}
-                for (variant, peer), rounds in results.items()
-            ]
-            if options.json:
-                with open(options.json, "w") as file:
-                    json.dump(everything, file, indent=1)
+        peers: list[Peer] = []
+        try:
+            for kind in kinds:
+                peer = kind(control_group(kind.name))
+                empty(peer.maildir())
+                peer.prepare()
+                peers.append(peer)
+            for job in JOBS:
+                able = [peer for peer in peers if peer.name in job.servers]
+                variants = job.growth if options.growth else chosen or job.variants
+                if options.quick:
+                    variants = variants[: 3 if options.growth else 1]
+                if job.name not in options.jobs.split(",") or not able or not variants:
+                    continue
+                sink = Sink()
+                try:
+                    bench = Bench(device, options.scale, options.octets, options.messages, sink)
+                    results = run_job(job, bench, able, options.rounds, variants)
+                finally:
+                    sink.stop()
+                table(job, results, able[-1].name)
+                everything += [
+                    {"job": job.name, "variant": variant, "server": peer, "rounds": rounds}
+                    for (variant, peer), rounds in results.items()
+                ]
+                if options.json:
+                    with open(options.json, "w") as file:
+                        json.dump(everything, file, indent=1)
+        finally:
+            for peer in peers:
+                peer.close()
 
 
 if __name__ == "__main__":

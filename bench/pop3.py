@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import pwd
 import shutil
@@ -232,6 +233,7 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=10_000)
     parser.add_argument("--octets", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", metavar="FILE", help="write the figures of all rounds there")
     options = parser.parse_args()
     prepare_machine()
     kinds: list[type[QtwistPOP3 | Dovecot]] = [QtwistPOP3]
@@ -268,6 +270,13 @@ def main() -> None:
             + " | ".join(f"{statistics.median(one[key] for one in rounds):.0f}" for key in columns)
             + " |"
         )
+    if options.json:
+        rows = [
+            {"job": "pop3", "variant": options.messages, "server": name, "rounds": rounds}
+            for name, rounds in results.items()
+        ]
+        with open(options.json, "w") as file:
+            json.dump(rows, file, indent=1)
 
 
 if __name__ == "__main__":

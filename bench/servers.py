@@ -6,6 +6,7 @@ import contextlib
 import os
 import pwd
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,8 +32,22 @@ class Peer:
         with open(f"{self.group}/cgroup.procs", "w") as file:
             file.write(str(os.getpid()))
 
+    @classmethod
+    def missing(cls) -> str | None:
+        """Why this one cannot run here, if so."""
+        return None
+
     def prepare(self) -> None:
         """Once, before the first start."""
+
+    def close(self) -> None:
+        """Once, after the last stop."""
+
+    def renew(self) -> None:
+        """After a stop: the queue is empty again."""
+        self.close()
+        shutil.rmtree(self.home)
+        self.prepare()
 
     def start(self) -> None:
         raise NotImplementedError
@@ -67,6 +82,8 @@ class Qtwist(Peer):
     log = f"{PLACE}/qtwist.log"
     end = b"end msg "
     journal = False
+    code = "import sys; sys.argv[0] = 'twistd'; from twisted.scripts.twistd import run; run()"
+    python_path = CHECKOUT
 
     def prepare(self) -> None:
         python = sys.executable
@@ -98,11 +115,10 @@ class Qtwist(Peer):
             file.write(text)
 
     def start(self) -> None:
-        code = "import sys; sys.argv[0] = 'twistd'; from twisted.scripts.twistd import run; run()"
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code, "-n", "--pidfile=", "qtwist", "--home", self.home],
-                env={"PATH": PATH, "PYTHONPATH": CHECKOUT},
+                [sys.executable, "-c", self.code, "-n", "--pidfile=", "qtwist", "--home", self.home],
+                env={"PATH": PATH, "PYTHONPATH": self.python_path},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -196,3 +212,84 @@ class Postfix(Peer):
 
     def stop(self) -> None:
         self.postfix("stop")
+
+
+class Notqmail(Peer):
+    """A notqmail that somebody has built and installed, under tcpserver; a copy of it lies on the benchmark's disk.
+
+    Its programs know their home by a name that was compiled in: there the copy is mounted, for this process and those
+    that it starts (:func:`bench.machine.prepare_machine` has given them mounts of their own).
+    """
+
+    name = "notqmail"
+    port = SINK_PORT + 7
+    log = f"{PLACE}/notqmail.log"
+    end = b"end msg "
+    #: The home that its programs know.
+    installed = "/var/qmail"
+
+    @classmethod
+    def missing(cls) -> str | None:
+        for program in ("qmail-start", "qmail-smtpd", "qmail-newu"):
+            if not os.access(f"{cls.installed}/bin/{program}", os.X_OK):
+                return f"{cls.installed}/bin/{program} is not there"
+        if any(files for _, _, files in os.walk(f"{cls.installed}/queue/mess")):
+            return f"{cls.installed}/queue has mail, which the copy would send"
+        if shutil.which("tcpserver", path=PATH) is None:
+            return "tcpserver is not there (Debian package ucspi-tcp)"
+        return None
+
+    def prepare(self) -> None:
+        os.makedirs(f"{self.home}/users")
+        os.makedirs(f"{self.home}/control")
+        run("cp", "-a", *(f"{self.installed}/{name}" for name in ("bin", "queue", "alias")), self.home)
+        run("mount", "--bind", self.home, self.installed)
+        person = pwd.getpwnam(PERSON)
+        line = f"={PERSON}:{PERSON}:{person.pw_uid}:{person.pw_gid}:{DISK}/person:::\n.\n"
+        settings = {
+            "control/me": "bench.test",
+            "control/locals": "bench.test",
+            "control/rcpthosts": "bench.test",
+            "control/concurrencylocal": "50",
+            "control/concurrencyremote": "50",
+            "users/assign": line,
+        }
+        for name, text in settings.items():
+            with open(f"{self.home}/{name}", "w") as file:
+                file.write(text.rstrip("\n") + "\n")
+        run(f"{self.installed}/bin/qmail-newu")
+        self.route(SINK_PORT)
+
+    def close(self) -> None:
+        run("umount", self.installed)
+
+    def route(self, port: int) -> None:
+        with open(f"{self.home}/control/smtproutes", "w") as file:
+            file.write(f":[127.0.0.1]:{port}\n")
+
+    def start(self) -> None:
+        server = pwd.getpwnam("qmaild")
+        commands = (
+            [f"{self.installed}/bin/qmail-start", "./Maildir/"],
+            ["tcpserver", "-HRl0", "-c", "10000", "-b", "1024", "-u", str(server.pw_uid), "-g", str(server.pw_gid),
+             "127.0.0.1", str(self.port), f"{self.installed}/bin/qmail-smtpd"],
+        )  # fmt: skip
+        with open(self.log, "wb") as log:
+            self._processes = [
+                subprocess.Popen(
+                    command,
+                    env={"PATH": f"{self.installed}/bin:{PATH}", "RELAYCLIENT": ""},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    preexec_fn=self.enter,  # noqa: PLW1509  # there are no threads here
+                    cwd="/",
+                )
+                for command in commands
+            ]
+        self.wait_listening()
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.terminate()
+            process.wait(PATIENCE)

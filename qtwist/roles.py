@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 #: How long clients may take to end a message that is coming in, once we want to stop (seconds).
 STOP_PATIENCE = 30
+#: How many connections may wait for us in the kernel (which has a limit of its own, net.core.somaxconn). With Twisted's
+#: 50, of a hundred clients that came at once some had their SYN dropped, and tried again seconds later.
+BACKLOG = 1024
 
 
 class StartError(Exception):
@@ -71,11 +74,18 @@ async def _drain(factory: DrainingFactory[Any], home: Home) -> None:
         patience.cancel()
 
 
+def with_backlog(endpoint: str) -> str:
+    """An endpoint's description, with a :data:`BACKLOG` for a TCP port that names none."""
+    if endpoint.startswith(("tcp:", "tcp6:")) and ":backlog=" not in endpoint:
+        return f"{endpoint}:backlog={BACKLOG}"
+    return endpoint
+
+
 def open_port(home: Home, listener: Listener, factory: Factory) -> IListeningPort:
     """Listen as a line of control/listen says. ControlError or StartError when that cannot be."""
     path = home.control.path("listen")
     try:
-        endpoint = serverFromString(home.reactor, listener.endpoint)
+        endpoint = serverFromString(home.reactor, with_backlog(listener.endpoint))
     except (ValueError, TypeError, KeyError, LookupError) as error:
         raise ControlError(
             path, listener.line, f"{listener.endpoint!r} ({error})", "an endpoint such as tcp:25"

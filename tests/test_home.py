@@ -6,6 +6,8 @@ import fcntl
 import os
 import re
 import smtplib
+import socket
+import struct
 import sys
 import types
 from typing import Any
@@ -186,6 +188,19 @@ class CheckTests(HomeCase):
         service = self.home().smtpd()
         error = self.assertRaises(ControlError, service.privilegedStartService)
         self.assertIn("listen, line 1: found 'tcp:port=x'", str(error))
+
+    def test_many_clients_at_once(self) -> None:
+        """Those beyond the queue of a port would wait a second and more for their next SYN; Twisted has 50."""
+        for options, expected in (("", 1024), (":backlog=7", 7)):
+            self.control("listen", f"smtp tcp:0:interface=127.0.0.1{options}\n")
+            service = self.home().smtpd()
+            self.run_service(service)
+            # tcp_info of a port that listens: tcpi_sacked is the length of its queue (tcp(7), ss -l).
+            sock = socket.fromfd(service.ports[0].fileno(), socket.AF_INET, socket.SOCK_STREAM)
+            self.addCleanup(sock.close)
+            [length] = struct.unpack_from("=I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 28)
+            with open("/proc/sys/net/core/somaxconn", encoding="ascii") as file:
+                self.assertEqual(length, min(expected, int(file.read())))
 
     def test_port_in_use(self) -> None:
         first = self.home().smtpd()
