@@ -55,9 +55,7 @@ class ClockWatch(Service):  # type: ignore[misc]  # Twisted's is not typed
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._offset = wall() - steady()
-        #: What the reactor has been told of, but has not come to yet.
-        self._ahead = 0.0
-        self._lock = threading.Lock()
+        self._in_use = False  # whether the reactor goes by our clock
 
     def seconds(self) -> float:
         """The time: the wall clock's, as long as that is not set."""
@@ -67,6 +65,7 @@ class ClockWatch(Service):  # type: ignore[misc]  # Twisted's is not typed
         super().startService()
         self._offset = self._wall() - self._steady()
         self._reactor.seconds = self.seconds
+        self._in_use = True
         self._ended.clear()
         self._thread = threading.Thread(target=self._watch, name="clock", daemon=True)
         self._thread.start()
@@ -77,6 +76,9 @@ class ClockWatch(Service):  # type: ignore[misc]  # Twisted's is not typed
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+            # The reactor gets its own clock again, which may have been set a moment ago.
+            self._move()
+            self._in_use = False
             del self._reactor.seconds
 
     def _watch(self) -> None:
@@ -85,17 +87,18 @@ class ClockWatch(Service):  # type: ignore[misc]  # Twisted's is not typed
 
     def look(self) -> None:
         """Compare the clocks; called in any thread."""
-        with self._lock:
-            off = self._wall() - self._steady() - self._offset - self._ahead
-            if abs(off) < CORRECTED:
-                return
-            self._ahead += off
-        self._reactor.callFromThread(self._moved, off)
+        if abs(self._off()) >= CORRECTED:
+            self._reactor.callFromThread(self._move)
 
-    def _moved(self, seconds: float) -> None:
-        with self._lock:
-            self._offset += seconds
-            self._ahead -= seconds
+    def _off(self) -> float:
+        """How far the wall clock is ahead of the reactor's."""
+        return self._wall() - self.seconds()
+
+    def _move(self) -> None:
+        seconds = self._off()
+        if not self._in_use or abs(seconds) < CORRECTED:
+            return
+        self._offset += seconds
         if abs(seconds) < JUMP:
             return
         _log.warn(

@@ -104,6 +104,19 @@ class Watching(SynchronousTestCase):
         self.assertAlmostEqual(self.clock.seconds(), self.wall)
         call.cancel()
 
+    def test_set_before_the_end(self) -> None:
+        """When nobody watches any more, the timers that are left go by the reactor's own clock, whatever that says."""
+        call = self.clock.callLater(60, self.called.append, "a minute")
+        for jump in (-30 * DAY, 7 * DAY):
+            self.wall += jump
+            self.clock.rightNow = self.wall
+            self.watch.look()
+            self.watch.stopService()
+            self.clock.turn()
+            self.assertAlmostEqual(call.getTime() - self.clock.seconds(), 60)
+            self.watch.startService()
+        call.cancel()
+
     def test_the_time(self) -> None:
         """It follows the wall clock when it is told of it; afterwards the reactor has its own again."""
         self.wall -= DAY
@@ -144,15 +157,21 @@ class InTheReactor(TestCase):
 
         class Watched:
             def callFromThread(self, function, *arguments) -> None:
-                reactor.callFromThread(seen.callback, arguments)
+                reactor.callFromThread(lambda: seen.called or seen.callback(function))
 
-        watch = ClockWatch(Watched(), wall=lambda: wall[0] + time.monotonic())
+            def getDelayedCalls(self) -> list[DelayedCall]:
+                return []
+
+        watched = Watched()
+        watch = ClockWatch(watched, wall=lambda: wall[0] + time.monotonic())
         watch.startService()
         wall[0] = -DAY
 
-        def done(arguments: tuple[float]) -> None:
-            self.assertAlmostEqual(arguments[0], -DAY, places=0)
+        def done(function) -> None:
+            function()
+            self.assertAlmostEqual(watch.seconds(), time.monotonic() - DAY, places=1)
             watch.stopService()
             self.assertNotIn("clock", [thread.name for thread in threading.enumerate()])
+            self.assertEqual(vars(watched), {})
 
         return seen.addCallback(done)
