@@ -10,10 +10,11 @@ import contextlib
 import errno
 import os
 import pwd
+import select
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,10 @@ from qtwist.wire import spawning
 
 #: The most deliveries that are carried out together.
 BATCH = 50
+#: Where one delivery follows another, flushes are at least so many seconds apart (the first one waits for nobody),
+#: unless so many deliveries wait: what is flushed in between shares nothing, and holds up the flushes of the journal.
+PACE = 0.02
+ENOUGH = 10
 #: A job with so many fields (number, user, home, dash, ext) is a question: is there a mailbox?
 _LOOKUP_FIELDS = 5
 
@@ -50,8 +55,17 @@ def serve(sock: socket.socket, home: str, defaults: Mapping[str, Any]) -> None:
     os.umask(0o077)
     sock.setblocking(True)
     server = _Server(sock, home, defaults)
-    while packets := _receive(sock):
-        server.carry_out(packets)
+    arrivals = select.poll()
+    arrivals.register(sock, select.POLLIN)
+    open_ = True
+    while open_:
+        patience = server.patience()
+        if patience is None or arrivals.poll(patience * 1000):
+            packets = _receive(sock)
+            open_ = bool(packets)
+            server.take(packets)
+        if server.is_due() or not open_:
+            server.deliver()
     server.wait()
 
 
@@ -74,7 +88,14 @@ def _receive(sock: socket.socket) -> list[tuple[bytes, list[int]]]:
 class _Server:
     """The deliveries of one user."""
 
-    def __init__(self, sock: socket.socket, home: str, defaults: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        home: str,
+        defaults: Mapping[str, Any],
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._seconds = seconds
         self._sock = sock
         self._home = home
         self._defaults = defaults
@@ -82,15 +103,17 @@ class _Server:
         self._hostname = os.fsencode(socket.gethostname())
         self._environment = {b"PATH": os.fsencode(defaults["path"]), b"QTWISTHOME": os.fsencode(home)}
         self._threads: set[threading.Thread] = set()
+        self._brief: list[tuple[int, int, LocalDelivery]] = []
+        self._due = False  # one of them is not to wait for others
+        self._last = -PACE  # when deliveries were carried out
 
-    def carry_out(self, packets: Sequence[tuple[bytes, list[int]]]) -> None:
-        """Carry out what is asked for; what takes long may still run when this returns."""
-        brief: list[tuple[int, int, LocalDelivery]] = []
+    def take(self, packets: Sequence[tuple[bytes, list[int]]]) -> None:
+        """Answer or begin what is asked for; deliveries that only need the disk wait for :meth:`deliver`."""
         for packet, fds in packets:
             if packet.count(b"\0") == _LOOKUP_FIELDS - 1:
                 self._look(packet)
                 continue
-            number, *values = spawning.read_fields(packet, 8)
+            number, *values, siblings = spawning.read_fields(packet, 9)
             delivery, [fd] = int(number), fds
             try:
                 made = self._prepare(values, fd)
@@ -101,9 +124,25 @@ class _Server:
                 self._end(delivery, fd, _bug(error))
             else:
                 if made.brief:
-                    brief.append((delivery, fd, made))
+                    self._brief.append((delivery, fd, made))
+                    self._due = self._due or siblings == b"1"
                 else:
                     self._begin(delivery, fd, made)
+
+    def patience(self) -> float | None:
+        """Seconds until :meth:`is_due` will say so by itself; None when nothing waits for :meth:`deliver`."""
+        if not self._brief:
+            return None
+        return 0.0 if self._due else max(0.0, self._last + PACE - self._seconds())
+
+    def is_due(self) -> bool:
+        """Whether what waits is to wait no longer."""
+        return len(self._brief) >= ENOUGH or self.patience() == 0
+
+    def deliver(self) -> None:
+        """Carry out what waits for nothing but the disk."""
+        brief, self._brief, self._due = self._brief, [], False
+        self._last = self._seconds()
         ended = deliver_together([made for _, _, made in brief], self._disk)
         for (delivery, fd, _), end in zip(brief, ended, strict=True):
             self._end(delivery, fd, _bug(end.error) if end.error is not None else end.result())

@@ -79,12 +79,20 @@ class Config:
 
 
 class Request:
-    """A delivery that was asked for by the queue manager behind `asker`; `fd` is the message."""
+    """A delivery that was asked for by the queue manager behind `asker`; `fd` is the message, `siblings` as in
+    :class:`~qtwist.interfaces.Delivery`."""
 
-    __slots__ = ("asker", "delivery", "domain", "fd", "local", "sender")
+    __slots__ = ("asker", "delivery", "domain", "fd", "local", "sender", "siblings")
 
     def __init__(
-        self, asker: socket.socket, delivery: int, fd: int, local: bytes, domain: bytes, sender: bytes
+        self,
+        asker: socket.socket,
+        delivery: int,
+        fd: int,
+        local: bytes,
+        domain: bytes,
+        sender: bytes,
+        siblings: int = 1,
     ) -> None:
         self.asker = asker
         self.delivery = delivery
@@ -92,6 +100,7 @@ class Request:
         self.local = local
         self.domain = domain
         self.sender = sender
+        self.siblings = siblings
 
 
 class Question:
@@ -209,7 +218,7 @@ class Spawner:
 
     def _on_request(self, packet: bytes, fds: list[int]) -> None:
         try:
-            delivery, _, sender, recipient, _ = spawning.read_request(packet)
+            delivery, _, sender, recipient, siblings = spawning.read_request(packet)
         except ValueError:
             _close(fds)
             return
@@ -224,7 +233,7 @@ class Spawner:
             self._answer(self.sender, delivery, *refusal)
             return
         assert self.sender is not None
-        request = Request(self.sender, delivery, fds[0], local, domain, sender)
+        request = Request(self.sender, delivery, fds[0], local, domain, sender, siblings)
         self.running += 1
         self._find_owner(
             local,
@@ -247,7 +256,8 @@ class Spawner:
         if owner.uid == 0:
             self._finish(request, AS_ROOT, b"")
             return
-        about = (owner.user, owner.home, request.local, owner.dash, owner.ext, request.domain, request.sender)
+        siblings = b"%d" % request.siblings
+        about = (owner.user, owner.home, request.local, owner.dash, owner.ext, request.domain, request.sender, siblings)
         if not self.children.hand_over(owner, about, [request.fd], partial(self._finish, request)):
             self._finish(request, SYSTEM_TROUBLE, b"")
 

@@ -134,7 +134,7 @@ class JournaledQueue(FileQueue):
         self._writer.start()
 
     def _make_writer(self) -> JournalWriter:
-        return JournalWriter(self._reactor, self._journal)
+        return JournalWriter(self._reactor, self._journal, self._hand_on)
 
     def stop(self) -> Deferred[None]:
         self._stopping = True
@@ -203,7 +203,6 @@ class JournaledQueue(FileQueue):
         self._generations[generation] += 1
         self._new.append(entry.number)
         self._later()
-        self._reactor.callLater(0, self._wake_for_journal)
         return Accepted(entry.number, entry.number)
 
     def _is_full(self) -> bool:
@@ -229,9 +228,10 @@ class JournaledQueue(FileQueue):
         self._files_have_news = True
         super()._wake()
 
-    def _wake_for_journal(self) -> None:
+    def _hand_on(self) -> None:
+        """Tell the queue manager what was accepted. Not at once: whoever waits for the answer has it before that."""
         if self._new:
-            super()._wake()
+            self._reactor.callLater(0, super()._wake)
 
     def todo(self) -> Deferred[list[int]]:
         return Deferred.fromCoroutine(self._all_todo())

@@ -6,7 +6,7 @@ import errno
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -35,12 +35,13 @@ class JournalWriter:
     """Writes records in the order in which they come. Methods run in the reactor thread.
 
     What comes in one turn of the reactor is handed to the thread together: waking it costs more than most records.
-    `reactor` provides IReactorTime and IReactorFromThreads.
+    `reactor` provides IReactorTime and IReactorFromThreads; `answered` is called after commits were answered.
     """
 
-    def __init__(self, reactor: Any, journal: Journal) -> None:
+    def __init__(self, reactor: Any, journal: Journal, answered: Callable[[], None] = lambda: None) -> None:
         self._reactor = reactor
         self._journal = journal
+        self._answered = answered
         self._jobs: queue.SimpleQueue[list[_Job | None]] = queue.SimpleQueue()
         self._turn_jobs: list[_Job | None] = []  # of this turn of the reactor
         self._ended: Deferred[None] = Deferred()
@@ -168,3 +169,4 @@ class JournalWriter:
                 answer.errback(result)
             else:
                 answer.callback(result)
+        self._answered()

@@ -218,9 +218,15 @@ class Channel:
         return best, best.pending.popleft()
 
     def siblings(self, one: Pass) -> int:
-        """How many deliveries of a pass may be under way together, for a spawner that joins remote ones. In later
-        tries each goes alone, as with qmail: so no recipient stays undelivered because of others."""
-        if self.name == "local" or not one.first:
+        """How many deliveries a new one of a pass may wait for, itself included (:class:`Delivery`).
+
+        Remote ones of a pass are joined; in later tries each goes alone, as with qmail: so no recipient stays
+        undelivered because of others. Local ones of all messages can share flushes; they wait for that only while there
+        are slots enough for others.
+        """
+        if self.name == "local":
+            return self.concurrency - self.running + 1 if 2 * self.running <= self.concurrency else 1
+        if not one.first:
             return 1
         return max(1, min(one.running + len(one.pending), self.share))
 

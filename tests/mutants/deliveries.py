@@ -9,6 +9,20 @@ of = Mutant.of
 
 DELIVERIES = (
     of(
+        "a delivery that is not to wait for others waits",
+        "local/delivering.py",
+        'self._due = self._due or siblings == b"1"',
+        "self._due = self._due or False",
+        "test_local_delivering",
+    ),
+    of(
+        "deliveries wait for others for ever",
+        "local/delivering.py",
+        "return len(self._brief) >= ENOUGH or self.patience() == 0",
+        "return len(self._brief) >= ENOUGH",
+        "test_local_delivering",
+    ),
+    of(
         "maildir: linked before it is synced",
         "files/maildir.py",
         "            yield Sync(target)\n",

@@ -67,8 +67,15 @@ SEND = (
     of(
         "later tries in twos and threes",
         "send/schedule.py",
-        'if self.name == "local" or not one.first:',
-        'if self.name == "local":',
+        "        if not one.first:\n            return 1\n",
+        "",
+        "test_send_schedule",
+    ),
+    of(
+        "local deliveries wait for others though there are no slots left",
+        "send/schedule.py",
+        "if 2 * self.running <= self.concurrency else 1",
+        "if self.running <= self.concurrency else 1",
         "test_send_schedule",
     ),
     of(

@@ -169,7 +169,7 @@ class SimulatedJournaledQueue(JournaledQueue):
         self._marks: dict[Record, bytes] = {}
 
     def _make_writer(self) -> SimulatedWriter:
-        return SimulatedWriter(self._reactor, self._journal, self._tasks, self._written)
+        return SimulatedWriter(self._reactor, self._journal, self._tasks, self._written, self._hand_on)
 
     def _written(self, written: Sequence[Record]) -> None:
         self.marked.update(self._marks.pop(record) for record in written if record in self._marks)

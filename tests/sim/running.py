@@ -229,9 +229,14 @@ class SimulatedWriter(JournalWriter):
     """
 
     def __init__(
-        self, reactor: SimulatedReactor, journal: Journal, tasks: Tasks, written: Callable[[Sequence[Record]], None]
+        self,
+        reactor: SimulatedReactor,
+        journal: Journal,
+        tasks: Tasks,
+        written: Callable[[Sequence[Record]], None],
+        answered: Callable[[], None],
     ) -> None:
-        super().__init__(reactor, journal)
+        super().__init__(reactor, journal, answered)
         self._clock = reactor
         self._tasks = tasks
         self._written = written
