@@ -18,7 +18,7 @@ from qtwist.local.packets import receive_or_end
 from qtwist.wire import spawning
 
 #: The most that one process is asked for at once.
-MOST_TOGETHER = 20
+MOST_TOGETHER = 50
 #: The most processes that wait for another message to the same user, and how long (seconds).
 MOST_IDLE = 60
 IDLE = 10.0
