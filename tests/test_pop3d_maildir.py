@@ -13,6 +13,7 @@ from twisted.internet.defer import execute
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from qtwist.pop3d import maildir as maildir_module
 from qtwist.pop3d import maildrop as maildrop_module
 from qtwist.pop3d.interfaces import IMaildrop, IMessageSource, MaildropError, MaildropTrouble, MessageGone
 from qtwist.pop3d.maildir import MaildirSession, Names
@@ -319,16 +320,34 @@ class AsMaildrop(MaildirCase):
         """In number and in octets, whatever the client skips."""
         for number in range(60):
             self.put(b"cur/%02d:2," % number, b"x" * 9 + b"\n", when=OLD + number)
+        self.patch(maildir_module, "MOST_SMALL", 16)
         maildrop = self.maildrop()
         self.successResultOf(maildrop.open())
         for number in (0, 19, 20, 40, 41):
             self.successResultOf(maildrop.fetch(number))
-            self.assertLessEqual(len(maildrop._ahead), maildrop_module.AHEAD)
-        self.assertEqual(len(maildrop._ahead), maildrop_module.AHEAD)
+            self.assertLess(len(maildrop._ahead), 16)
+        self.assertEqual(list(maildrop._ahead), list(range(42, 57)))
         self.patch(maildrop_module, "BLOCK", 35)
         self.successResultOf(maildrop.fetch(0))
         self.successResultOf(maildrop.fetch(1))
         self.assertEqual(list(maildrop._ahead), [2, 3])
+
+    def test_small(self) -> None:
+        """Whole messages only; nothing behind one that is too large, has changed or is gone."""
+        names = [self.put(b"cur/%d:2," % number, b"%d\n" % number, when=OLD + number) for number in range(6)]
+        session = self.session()
+        self.assertEqual(session.small(4, 100), [b"4\n", b"5\n"])
+        self.assertEqual(session.small(1, 5), [b"1\n", b"2\n"])
+        self.assertEqual(session.small(1, 1), [])
+        with open(names[3], "ab") as file:
+            file.write(b"x" * 50)
+        self.assertEqual(session.small(0, 20), [b"0\n", b"1\n", b"2\n"])
+        os.rename(names[1], self.path + b"/cur/1:2,S")
+        os.unlink(names[2])
+        before = os.listdir("/proc/self/fd")
+        self.assertEqual(session.small(0, 200), [b"0\n", b"1\n"])
+        self.assertEqual(session.small(2, 200), [])
+        self.assertEqual(os.listdir("/proc/self/fd"), before)
 
     def test_errors(self) -> None:
         path = self.put(b"new/1.a")

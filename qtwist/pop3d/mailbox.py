@@ -1,9 +1,9 @@
 """A maildir read by a process of its owner's, for a server that may not read it: both ends (doc/security.md).
 
-The packets (SOCK_SEQPACKET) from the server are one letter each, some with a number: open, sizes, fetch, finish. The
-answer is ``K``, or ``E`` with an errno and a text. What is long travels as a file in memory, a message as a descriptor
-of its file. Neither side believes what the other says beyond this session: the server is the one that the network
-reaches, and the other process belongs to the user.
+The packets (SOCK_SEQPACKET) from the server are one letter each, some with numbers: open, sizes, fetch, fetch several
+small ones, finish. The answer is ``K``, or ``E`` with an errno and a text. What is long travels as a file in memory, a
+message as a descriptor of its file. Neither side believes what the other says beyond this session: the server is the
+one that the network reaches, and the other process belongs to the user.
 
 Standard library only, blocking: lspawn loads this as root, and the server calls it in threads.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import stat
@@ -20,9 +21,9 @@ from array import array
 from collections.abc import Callable, Collection, Sequence
 
 from qtwist.local.packets import receive
-from qtwist.pop3d.maildir import MaildirSession, Names
+from qtwist.pop3d.maildir import MOST_SMALL, MaildirSession, Names
 
-OPEN, SIZES, FETCH, FINISH = b"o", b"s", b"f", b"q"
+OPEN, SIZES, FETCH, SMALL, FINISH = b"o", b"s", b"f", b"m", b"q"
 
 #: Seconds that either side waits for the other one.
 PATIENCE = 900.0
@@ -30,6 +31,7 @@ PATIENCE = 900.0
 MOST_OCTETS = 128 * 1024 * 1024
 
 _NUMBER = struct.Struct("!I")
+_NUMBERS = struct.Struct("!II")
 _ERROR = struct.Struct("!i")
 _PACKET = 4096
 
@@ -44,10 +46,10 @@ def _share(data: bytes) -> int:
     return fd
 
 
-def _take(fd: int) -> bytes:
-    """The contents of such a file. OSError when it is none."""
+def _take(fd: int, most: int = MOST_OCTETS) -> bytes:
+    """The contents of such a file of at most so many octets. OSError when it is none."""
     status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_OCTETS:
+    if not stat.S_ISREG(status.st_mode) or status.st_size > most:
         raise OSError(errno.EPROTO, "no list of messages")
     data = bytearray()
     while len(data) < status.st_size and (block := os.pread(fd, status.st_size - len(data), len(data))):
@@ -99,6 +101,11 @@ def _answer(session: MaildirSession, packet: bytes, fds: Sequence[int]) -> tuple
     if letter == FETCH:
         [index] = _NUMBER.unpack(rest)
         return b"K", session.open(index)
+    if letter == SMALL:
+        index, octets = _NUMBERS.unpack(rest)
+        texts = session.small(index, octets)
+        sizes = array("q", map(len, texts))
+        return b"K" + _NUMBER.pack(len(texts)), _share(b"".join((sizes.tobytes(), *texts)))
     if letter == FINISH:
         [deleted] = _NUMBER.unpack(rest)
         [fd] = fds
@@ -114,6 +121,14 @@ def _answer(session: MaildirSession, packet: bytes, fds: Sequence[int]) -> tuple
 # The server's side.
 
 
+def _number(answer: bytes) -> int:
+    """The number that an answer begins with. OSError without one."""
+    if len(answer) < _NUMBER.size:
+        raise OSError(errno.EPROTO, "no number")
+    number: int = _NUMBER.unpack_from(answer)[0]
+    return number
+
+
 class MailboxSession:
     """A :class:`~qtwist.pop3d.maildrop.Session` at the other end of `sock`. OSError for whatever goes wrong."""
 
@@ -121,10 +136,11 @@ class MailboxSession:
         self._socket = sock
         sock.settimeout(PATIENCE)
         answer, data = self._list(OPEN)
-        [count] = _NUMBER.unpack(answer)
+        count = _number(answer)
         self._files = array("q")
         width = self._files.itemsize
-        self._files.frombytes(data[: count * width])
+        if count * width <= len(data):
+            self._files.frombytes(data[: count * width])
         uids = data[count * width :].split(b"\n") if count else []
         if len(self._files) != count or len(uids) != count:
             raise OSError(errno.EPROTO, "no list of messages")
@@ -156,6 +172,16 @@ class MailboxSession:
             raise OSError(errno.EPROTO, "no message")
         return fd
 
+    def small(self, index: int, octets: int) -> list[bytes]:
+        width = array("q").itemsize
+        answer, data = self._list(SMALL + _NUMBERS.pack(index, octets), MOST_SMALL * width + octets)
+        count = _number(answer)
+        sizes = array("q", data[: count * width] if count * width <= len(data) else b"")
+        if len(sizes) != count or min(sizes, default=0) < 0 or count * width + sum(sizes) != len(data):
+            raise OSError(errno.EPROTO, "no list of messages")
+        ends = itertools.accumulate(sizes, initial=count * width)
+        return [data[start:end] for start, end in itertools.pairwise(ends)]
+
     def finish(self, deleted: Collection[int], retrieved: Collection[int]) -> list[OSError]:
         given = _share(array("q", [*deleted, *retrieved]).tobytes())
         try:
@@ -164,7 +190,7 @@ class MailboxSession:
             os.close(given)
         if fd >= 0:
             os.close(fd)
-        [failures] = _NUMBER.unpack_from(answer)
+        failures = _number(answer)
         text = answer[_NUMBER.size :].decode("utf-8", "replace")
         return [OSError(errno.EIO, text)] * min(failures, len(deleted))
 
@@ -173,10 +199,10 @@ class MailboxSession:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
-    def _list(self, request: bytes) -> tuple[bytes, bytes]:
+    def _list(self, request: bytes, most: int = MOST_OCTETS) -> tuple[bytes, bytes]:
         answer, fd = self._ask(request)
         try:
-            return answer, _take(fd)
+            return answer, _take(fd, most)
         finally:
             if fd >= 0:
                 os.close(fd)

@@ -23,6 +23,8 @@ _NEW, _CUR = 0, 1
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 262144
 _UID = re.compile(rb"[!-~]{1,70}")  # RFC 1939 §7
+#: The most messages that :meth:`MaildirSession.small` reads.
+MOST_SMALL = 64
 # Set in a folder byte: another message has the same unique name, and comes before this one.
 _TWIN, _SECOND = 2, 4
 _FOLDER = 1
@@ -147,16 +149,44 @@ class MaildirSession:
 
     def open(self, index: int) -> int:
         """A descriptor of the message. FileNotFoundError when it has gone, OSError."""
+        return self._open(index)[0]
+
+    def _open(self, index: int) -> tuple[int, int]:
+        """That, and the octets of the file."""
         try:
             fd = os.open(self._path(index), _FLAGS)
         except FileNotFoundError:
             if not self._look_again():
                 raise
             fd = os.open(self._path(index), _FLAGS)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
             os.close(fd)
             raise FileNotFoundError("no longer a file")
-        return fd
+        return fd, status.st_size
+
+    def small(self, index: int, octets: int) -> list[bytes]:
+        """The messages from `index` on, each whole, as many as have at most so many `octets` together; MOST_SMALL at
+        most, and none behind one that cannot be read."""
+        texts: list[bytes] = []
+        for following in range(index, min(index + MOST_SMALL, len(self))):
+            if self._sizes[following] > octets:
+                break
+            try:
+                fd, size = self._open(following)
+            except OSError:
+                break
+            try:
+                text = os.read(fd, size + 1) if size <= octets else None
+            except OSError:
+                break
+            finally:
+                os.close(fd)
+            if text is None or len(text) != size:
+                break
+            octets -= size
+            texts.append(text)
+        return texts
 
     def finish(self, deleted: Collection[int], retrieved: Collection[int]) -> list[OSError]:
         """Remove `deleted`; move what is left in new/ to cur/ (spec §18.2), those in `retrieved` with the flag S.

@@ -25,7 +25,6 @@ T = TypeVar("T")
 Run = Callable[..., Deferred[Any]]
 
 BLOCK = 262144  # octets of a message, or of several small ones, that are read at once
-AHEAD = 16  # messages that are read ahead at most
 
 _PERMANENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP})
 _log = Logger(namespace="qtwist.pop3d")
@@ -55,6 +54,8 @@ class Session(Protocol):
     def sizes(self) -> Sequence[int]: ...
 
     def open(self, index: int) -> int: ...
+
+    def small(self, index: int, octets: int) -> list[bytes]: ...
 
     def finish(self, deleted: Collection[int], retrieved: Collection[int]) -> list[OSError]: ...
 
@@ -148,28 +149,15 @@ class Maildrop:
         return len(session)
 
     def _fetch(self, session: Session, index: int, in_order: bool) -> IMessageSource:
+        # A hop to a thread, or to another process, costs several times what reading a small message does.
+        if in_order and (texts := session.small(index, BLOCK)):
+            self._ahead = dict(enumerate(texts[1:], index + 1))
+            return _MessageSource(-1, texts[0], self._call)
         try:
             fd, first = _begin(session, index)
         except FileNotFoundError as error:
             raise MessageGone(str(error)) from error
-        if fd < 0 and in_order:
-            self._read_ahead(session, index + 1, len(first))
         return _MessageSource(fd, first, self._call)
-
-    def _read_ahead(self, session: Session, index: int, octets: int) -> None:
-        """A hop to a thread costs several times what reading a small message does."""
-        for following in range(index, min(index + AHEAD, len(session))):
-            if octets + session.size(following) > BLOCK:
-                return
-            try:
-                fd, text = _begin(session, following)
-            except OSError:
-                return  # told when it is asked for
-            if fd >= 0:
-                os.close(fd)
-                return
-            octets += len(text)
-            self._ahead[following] = text
 
     def _finish(self, session: Session, deleted: Collection[int], retrieved: Collection[int]) -> int:
         failures = session.finish(deleted, retrieved)

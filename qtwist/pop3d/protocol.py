@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 log = Logger(namespace="qtwist.pop3d")
 
+#: So many octets of messages are sent at once, where a client asks for several.
+TOGETHER = 65536
+
 CANNOT_READ = b"the configuration cannot be read"
 TOO_MANY = b"too many connections, try again later"
 TOO_MANY_FROM_YOU = b"too many connections from you, try again later"
@@ -91,6 +94,7 @@ class POP3Protocol(TLSConnection, Protocol):
         self._retrieved = 0
         self._deleted = 0
         self._octets = 0
+        self._gathered = 0  # octets of messages in what is to be sent
         self._last = 0.0  # from when on it is the client who keeps us waiting
         self._timeout = 1200
         self._timer: IDelayedCall | None = None
@@ -243,7 +247,8 @@ class POP3Protocol(TLSConnection, Protocol):
             while self._waiting is None and not self._choked and not self._leaving:
                 if self._source is not None:
                     self._wait(self._source.read(), self._on_part, self._broken)
-                    self._flush()
+                    if self._waiting is not None or self._gathered >= TOGETHER:
+                        self._flush()
                     continue
                 event = engine.next_event()
                 if event is None:
@@ -261,6 +266,7 @@ class POP3Protocol(TLSConnection, Protocol):
             self.leave_tls()
 
     def _flush(self) -> None:
+        self._gathered = 0
         data = self._engine.data_to_send()
         if data:
             if self._tracer is not None:
@@ -481,6 +487,7 @@ class POP3Protocol(TLSConnection, Protocol):
             self._close_source()
             return
         self._octets += len(data)
+        self._gathered += len(data)
         if not data or not engine.message_part(data):
             self._close_source()
             engine.end_message()
