@@ -195,11 +195,13 @@ class Home:
     def qmqpd(self, factory: Callable[..., QMQPFactory] = QMQPFactory) -> ServerService:
         """The service that listens on all ``qmqp`` lines of control/listen, for the clients of control/qmqpclients."""
         made = factory(self.control, self.queue, clock=self.reactor, reserves=reserves(self))
+        made.surroundings.make = lambda: self.resolver
         return ServerService(self, made, self.listeners("qmqpd"))
 
     def pop3d(self, factory: Callable[..., POP3Factory] = POP3Factory) -> ServerService:
         """The service that listens on all ``pop3`` and ``pop3s`` lines of control/listen."""
         made = factory(self.control, self.authenticator, clock=self.reactor)
+        made.surroundings.make = lambda: self.resolver
         return ServerService(self, made, self.listeners("pop3d"), queueing=False)
 
     def send(self, local: ISpawner | None = None, remote: ISpawner | None = None) -> SendService:

@@ -11,7 +11,6 @@ from unittest import mock
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
-from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
@@ -27,7 +26,7 @@ from qtwist.policy.clients import remote_info, remote_name
 from qtwist.policy.limits import ClientLimits, Rate
 from qtwist.policy.serving import asks_network
 from qtwist.policy.shared_counts import SharedCounts, SharedRates
-from qtwist.policy.tcprules import Gate, TCPRules, read_rules
+from qtwist.policy.tcprules import TCPRules, read_rules
 from qtwist.policy.trace import LINE, MOST, Tracer
 from tests.policy_tools import SILENT, TROUBLE, Names, PolicyCase, codes, session
 
@@ -204,7 +203,8 @@ class RulesAtWork(PolicyCase):
         self.assertFalse(asks_network(self.control))
         for name, text, asks in (
             ("tcp.smtp", ":allow\n", False), ("tcp.smtp", "=.x:deny\n", True), ("tcp.smtp", "a@1.2.3.4:deny\n", True),
-            ("tcp.qmtp", "=:deny\n", True), ("tcp.smtp", "rubbish:\n", True), ("dnsbllist", "bl.test\n", True),
+            ("tcp.qmtp", "=:deny\n", True), ("tcp.pop3", "=:deny\n", True), ("tcp.qmqp", "a@1.2.3.4:deny\n", True),
+            ("tcp.smtp", "rubbish:\n", True), ("dnsbllist", "bl.test\n", True),
             ("mfcheck", "1\n", True), ("mfcheck", "0\n", False), ("helocheck", "1\n", False),
             ("helocheck", "2\n", True),
             ("tcpremotehost", "3\n", True), ("tcpremoteinfo", "3\n", True), ("greylisting", "", False),
@@ -270,22 +270,6 @@ class RulesAtWork(PolicyCase):
         client = self.connect()
         self.clock.advance(2)
         self.assertEqual(codes(client.replies()), [220])
-
-    def test_servers_without_policies(self) -> None:
-        gate = Gate(self.control, "pop3")
-        address = IPv4Address("TCP", "192.0.2.9", 1)
-        self.assertEqual(gate.admit(address), {})
-        self.put("tcp.pop3", "192.0.2.:deny\n=x:allow\n")
-        self.assertIsNone(gate.admit(address))
-        self.assertEqual((gate.admit(IPv4Address("TCP", "192.0.3.9", 1)), gate.admit(None)), ({}, {}))
-        self.put("tcp.pop3", '192.0.2.:allow,MAXCONNIP="3",X="a=b"\n')
-        self.assertEqual(gate.admit(address), {b"MAXCONNIP": b"3", b"X": b"a=b"})
-        self.put("tcp.pop3", "192.0.2.:deny\n")
-        self.assertIsNone(gate.admit(address))
-        self.put("tcp.pop3", "nonsense:\n")
-        self.assertIsNone(gate.admit(address))
-        self.assertEqual(gate.admit(IPv4Address("TCP", "192.0.3.9", 1)), {})
-        self.assertIsNone(Gate(self.control, "pop3").admit(address))
 
 
 class Ident(TestCase):

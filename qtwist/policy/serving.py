@@ -202,7 +202,7 @@ def asks_network(control: Control) -> bool:
                     return True
             except ValueError:
                 return True
-    for service in ("smtp", "qmtp", "submission"):
+    for service in ("smtp", "qmtp", "submission", "qmqp", "pop3"):
         try:
             rules = read_rules(control, service)
         except ControlError:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 
 from qtwist.control import ControlError
@@ -21,7 +20,7 @@ from qtwist.files.tcprules import RuleError, Rules, Verdict, compile_rules
 from qtwist.policy.base import Answer, Opinion, Policy, drop, refuse
 from qtwist.policy.clients import remote_info, remote_name
 from qtwist.policy.kept import Kept
-from qtwist.policy.session import Session, plain_ip
+from qtwist.policy.session import Session
 from qtwist.policy.surroundings import Surroundings
 
 if TYPE_CHECKING:
@@ -70,6 +69,37 @@ def _from_text(path: str) -> Rules | None:
         raise ControlError(path, error.number, repr(error.line)[1:], "ADDRESS:allow or ADDRESS:deny") from error
 
 
+async def look_up(surroundings: Surroundings, session: Session, name: int, info: int) -> None:
+    """Ask who the client is, each for so many seconds at most, 0 for not at all: sets TCPREMOTEHOST and TCPREMOTEINFO
+    in the session's environment where there is an answer in time."""
+    clock = surroundings.clock
+
+    async def nothing() -> None:
+        return None
+
+    asked: list[Coroutine[Any, Any, bytes | None]] = [
+        remote_name(surroundings.resolver, session.remote_ip, clock, name) if name else nothing(),
+        remote_info(session, clock, info) if info else nothing(),
+    ]
+    answers: list[Deferred[bytes | None]] = [Deferred.fromCoroutine(one) for one in asked]
+    for variable, answer in zip((b"TCPREMOTEHOST", b"TCPREMOTEINFO"), answers, strict=True):
+        known = await answer
+        if known is not None:
+            session.environment[variable] = known
+
+
+def apply(session: Session, rules: Rules) -> Verdict:
+    """What the rules say of a client; the variables of one that is allowed are in the session's environment then."""
+    known = session.environment
+    name, info = known.get(b"TCPREMOTEHOST"), known.get(b"TCPREMOTEINFO")
+    verdict = rules.find(session.remote_ip.encode("ascii"), name, info)
+    if verdict.allow:
+        for variable in verdict.variables:
+            key, _, value = variable.partition(b"=")
+            known[key] = value
+    return verdict
+
+
 @attrs.frozen
 class _Settings:
     rules: Rules | None
@@ -114,72 +144,16 @@ class TCPRules(Policy):
         return None if rules is None else self._apply(session, rules)
 
     async def _look_up(self, session: Session, rules: Rules | None, name: int, info: int) -> Opinion:
-        clock = self._surroundings.clock
-
-        async def nothing() -> None:
-            return None
-
-        asked: list[Coroutine[Any, Any, bytes | None]] = [
-            remote_name(self._surroundings.resolver, session.remote_ip, clock, name) if name else nothing(),
-            remote_info(session, clock, info) if info else nothing(),
-        ]
-        answers: list[Deferred[bytes | None]] = [Deferred.fromCoroutine(one) for one in asked]
-        for variable, answer in zip((b"TCPREMOTEHOST", b"TCPREMOTEINFO"), answers, strict=True):
-            known = await answer
-            if known is not None:
-                session.environment[variable] = known
+        await look_up(self._surroundings, session, name, info)
         return None if rules is None else self._apply(session, rules)
 
     def _apply(self, session: Session, rules: Rules) -> Opinion:
-        known = session.environment
-        name, info = known.get(b"TCPREMOTEHOST"), known.get(b"TCPREMOTEINFO")
-        verdict = rules.find(session.remote_ip.encode("ascii"), name, info)
+        verdict = apply(session, rules)
         if not verdict.allow:
-            return drop(f"the rule {_show(verdict)} of control/tcp.{self._service} denies {session.remote_ip}")
-        for variable in verdict.variables:
-            key, _, value = variable.partition(b"=")
-            known[key] = value
+            return drop(f"the rule {show(verdict)} of control/tcp.{self._service} denies {session.remote_ip}")
         return None
 
 
-class Gate:
-    """Rules by address alone, for servers without policies: whoever is denied does not even get a connection object.
-
-    Rules about names and IDENT answers are not for these servers; the log says so.
-    """
-
-    def __init__(self, control: Control, service: str) -> None:
-        self._service = service
-        self._rules = Kept(control, (f"tcp.{service}", f"tcp.{service}.cdb"), lambda: self._read(control))
-
-    def _read(self, control: Control) -> Rules | None:
-        rules = read_rules(control, self._service)
-        if rules is not None and (rules.asks_name or rules.asks_ident):
-            _log.warn("control/tcp.{service}: rules about names or IDENT do not count here", service=self._service)
-        return rules
-
-    def admit(self, address: IAddress | None) -> dict[bytes, bytes] | None:
-        """The variables that the rules set for a client from there; None when it may not connect, as nobody may while
-        the rules never could be read."""
-        ip = plain_ip(getattr(address, "host", ""))
-        try:
-            rules = self._rules.get()
-        except ControlError as error:
-            _log.error("{ip}: connection closed, {error}", ip=ip, error=error)
-            return None
-        if rules is None or not ip:
-            return {}
-        verdict = rules.find(ip.encode("ascii"))
-        if not verdict.allow:
-            _log.info(
-                "connection answered 421 ip={ip} rule=tcprules ({rule} of control/tcp.{service})",
-                ip=ip,
-                rule=_show(verdict),
-                service=self._service,
-            )
-            return None
-        return {name: value for name, _, value in (variable.partition(b"=") for variable in verdict.variables)}
-
-
-def _show(verdict: Verdict) -> str:
+def show(verdict: Verdict) -> str:
+    """The rule behind a verdict, for the log."""
     return (verdict.rule or b"").decode("ascii", "backslashreplace") + ":deny"

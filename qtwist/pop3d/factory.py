@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IAddress, IReactorTime
 
+from qtwist.gating import Gate
 from qtwist.policy.limits import ConnectionCounts
 from qtwist.policy.surroundings import Surroundings
-from qtwist.policy.tcprules import Gate
 from qtwist.policy.trace import Traces
 from qtwist.policy.watched import Watched
 from qtwist.pop3d.protocol import POP3Protocol
@@ -62,17 +62,19 @@ class POP3Factory(DrainingFactory[POP3Protocol]):
         self.memory = Memory(least.get, clock.seconds, kept="session of POP3")
         self._counter = itertools.count(1)
         self.traces = Traces(control)
-        self.clients = ConnectionCounts(Surroundings(control, clock, now, share=lambda: self.share), "pop3")
-        self._gate = Gate(control, "pop3")
+        self.surroundings = Surroundings(control, clock, now, share=lambda: self.share)
+        self.clients = ConnectionCounts(self.surroundings, "pop3")
+        self._gate = Gate(self.surroundings, "pop3")
 
     def timestamp(self, host: bytes) -> bytes:
         """What APOP is computed with, never the same twice (RFC 1939 §7): ``<pid.time.count@host>`` (spec §18.1)."""
         return b"<%d.%d.%d@%s>" % (os.getpid(), self.now(), next(self._counter), host)
 
     def buildProtocol(self, addr: IAddress | None) -> POP3Protocol | None:  # type: ignore[override]
-        variables = self._gate.admit(addr)
-        if variables is None:
-            return None
+        connection: POP3Protocol | None = self._gate.build(self, addr, self._make)
+        return connection
+
+    def _make(self, variables: dict[bytes, bytes]) -> POP3Protocol:
         connection = self.protocol()
         connection.factory = self
         connection.variables = variables

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import attrs
 from twisted.internet.interfaces import IAddress, IReactorTime
 
+from qtwist.gating import Gate
 from qtwist.interfaces import IQueueEntrance
 from qtwist.mail.envelope import Origin
 from qtwist.policy.relay import Networks
-from qtwist.policy.tcprules import Gate
+from qtwist.policy.surroundings import Surroundings
 from qtwist.policy.trace import Traces
 from qtwist.policy.watched import Watched
 from qtwist.qmqpd.protocol import QMQPProtocol
@@ -75,7 +76,8 @@ class QMQPFactory(DrainingFactory[QMQPProtocol]):
         self.reserves = reserves
         self.refused = 0
         self.traces = Traces(control)
-        self._gate = Gate(control, "qmqp")
+        self.surroundings = Surroundings(control, clock, now)
+        self._gate = Gate(self.surroundings, "qmqp")
         self.settings: Watched[Settings] = Watched(control, FILES, lambda: read_settings(control))
 
     @property
@@ -84,8 +86,11 @@ class QMQPFactory(DrainingFactory[QMQPProtocol]):
         return Origin.network(os.getuid())
 
     def buildProtocol(self, addr: IAddress | None) -> QMQPProtocol | None:  # type: ignore[override]
-        if self._gate.admit(addr) is None:
-            return None
+        connection: QMQPProtocol | None = self._gate.build(self, addr, self._make)
+        return connection
+
+    def _make(self, variables: dict[bytes, bytes]) -> QMQPProtocol:
         connection = self.protocol()
         connection.factory = self
+        connection.variables = variables
         return connection

@@ -47,6 +47,7 @@ class QMQPProtocol(RequestProtocol):
 
     def __init__(self) -> None:
         super().__init__(QMQPServer(may_chunk=False))
+        self.variables: dict[bytes, bytes] = {}  # that a rule has set for the client
         self._counted_as_refused = False
         self._lingering: Lingering | None = None
         self._tracer: Tracer | None = None
@@ -58,6 +59,7 @@ class QMQPProtocol(RequestProtocol):
     def connectionMade(self) -> None:
         factory = self.factory
         self.session = Session.of(self.proxied or self.transport)
+        self.session.environment.update(self.variables)
         others = factory.connection_made(self) - factory.refused
         self._tracer = factory.traces.begin(self.session.id, self.session.remote_ip)
         try:

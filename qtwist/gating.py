@@ -1,0 +1,143 @@
+"""Rules of tcpserver for servers without policies: who may connect at all (spec/related.md §4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, ISSLTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from qtwist.control import ControlError
+from qtwist.files.tcprules import Rules
+from qtwist.policy.kept import Kept
+from qtwist.policy.session import Session, plain_ip
+from qtwist.policy.surroundings import Surroundings
+from qtwist.policy.tcprules import PATIENCE, apply, look_up, read_rules, show
+from qtwist.serving import DrainingFactory
+
+#: How many clients of one server may wait at once until it is known who they are.
+MOST_WAITING = 200
+
+_log = Logger(namespace="qtwist.policy")
+
+#: Makes the server's protocol for a client, with the variables that the rules have set.
+Make = Callable[[dict[bytes, bytes]], Any]
+
+
+class Gate:
+    """control/tcp.NAME for the server called so. Whoever is denied does not get a connection of it.
+
+    Names and IDENT answers are asked for where a rule is about such, for PATIENCE seconds at most; the client waits
+    that long for the server's first word.
+    """
+
+    def __init__(self, surroundings: Surroundings, service: str) -> None:
+        control = surroundings.control
+        self.surroundings = surroundings
+        self.waiting = 0
+        self._service = service
+        names = (f"tcp.{service}", f"tcp.{service}.cdb")
+        self._rules: Kept[Rules | None] = Kept(control, names, lambda: read_rules(control, service))
+
+    def build(self, factory: DrainingFactory[Any], address: IAddress | None, make: Make) -> Any:
+        """What `make` makes for a client from there, or what waits in its place until that is settled; None when it may
+        not connect, as nobody may while the rules never could be read."""
+        ip = plain_ip(getattr(address, "host", ""))
+        try:
+            rules = self._rules.get()
+        except ControlError as error:
+            _log.error("{ip}: connection closed, {error}", ip=ip, error=error)
+            return None
+        if rules is None or not ip:
+            return make({})
+        if not (rules.asks_name or rules.asks_ident):
+            variables = self.settle(Session("", ip), rules)
+            return None if variables is None else make(variables)
+        if self.waiting >= MOST_WAITING:
+            _log.warn("{ip}: connection closed, {count} clients wait to be looked up", ip=ip, count=self.waiting)
+            return None
+        return Waiting(self, factory, rules, make)
+
+    def settle(self, session: Session, rules: Rules) -> dict[bytes, bytes] | None:
+        """The variables for a client of which all is known that the rules ask for; None when it is denied."""
+        verdict = apply(session, rules)
+        if verdict.allow:
+            return session.environment
+        _log.info(
+            "connection answered 421 ip={ip} rule=tcprules ({rule} of control/tcp.{service})",
+            ip=session.remote_ip,
+            rule=show(verdict),
+            service=self._service,
+        )
+        return None
+
+
+class Waiting(Protocol):
+    """A connection of which it is asked who it comes from. It gives its place to the server's protocol."""
+
+    implicit_tls = False
+    proxied: Any = None  # the addresses that a proxy has told (qtwist.proxying), where one did
+
+    def __init__(self, gate: Gate, factory: DrainingFactory[Any], rules: Rules, make: Make) -> None:
+        self._gate = gate
+        self._server = factory
+        self._rules = rules
+        self._make = make
+        self._asking: Deferred[None] | None = None
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.pauseProducing()  # it has nothing to say that could be understood
+        self._gate.waiting += 1
+        self._server.connection_made(self)
+        session = Session.of(self.proxied or transport)
+        rules = self._rules
+        name, info = PATIENCE * rules.asks_name, PATIENCE * rules.asks_ident
+        self._asking = Deferred.fromCoroutine(look_up(self._gate.surroundings, session, name, info))
+        self._asking.addCallbacks(lambda _: self._known(session), self._failed)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._leave()
+
+    def drain(self) -> None:
+        """As a server's connection: nothing has begun."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Leave at once."""
+        transport: Any = self.transport
+        transport.abortConnection()
+
+    def _known(self, session: Session) -> None:
+        if not self._leave():
+            return
+        transport: Any = self.transport
+        variables = self._gate.settle(session, self._rules)
+        if variables is None:
+            transport.abortConnection()
+            return
+        connection = self._make(variables)
+        connection.proxied, connection.implicit_tls = self.proxied, self.implicit_tls
+        # An ssl: endpoint has a transport that wraps the protocol.
+        setattr(transport, "wrappedProtocol" if ISSLTransport.providedBy(transport) else "protocol", connection)
+        transport.resumeProducing()
+        connection.makeConnection(transport)
+
+    def _failed(self, failure: Failure) -> None:
+        if self._leave():
+            _log.failure("a client could not be looked up", failure)
+            self.abort()
+
+    def _leave(self) -> bool:
+        """Wait no longer; False when that was over already."""
+        asking, self._asking = self._asking, None
+        if asking is None:
+            return False
+        self._gate.waiting -= 1
+        self._server.connection_lost(self)
+        asking.cancel()
+        return True
