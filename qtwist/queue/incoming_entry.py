@@ -16,7 +16,8 @@ from qtwist.queue.incoming import MEMORY_LIMIT, IncomingFile
 class IncomingEntry:
     """A message on its way in, for the journal as long as it is small.
 
-    `accept` accepts a whole one, or returns None when it has to become a file; `begin_file` begins that.
+    `accept` accepts a whole one, or returns None when it has to become a file: `begin_file` begins that. `begin_large`
+    begins one that has grown.
     """
 
     def __init__(
@@ -24,10 +25,12 @@ class IncomingEntry:
         origin: Origin,
         accept: Callable[[Origin, list[bytes], Envelope], Deferred[Accepted] | None],
         begin_file: Callable[[Origin], IncomingFile],
+        begin_large: Callable[[Origin], IncomingFile],
     ) -> None:
         self._origin = origin
         self._accept = accept
         self._begin_file = begin_file
+        self._begin_large = begin_large
         self._blocks: list[bytes] = []
         self._size = 0
         self._file: IncomingFile | None = None
@@ -38,7 +41,7 @@ class IncomingEntry:
             self._size += len(data)
             if self._size <= MEMORY_LIMIT:
                 return None
-            return self._spill()
+            return self._spill(self._begin_large)
         return self._file.write(data)
 
     def commit(self, envelope: Envelope) -> Deferred[Accepted]:
@@ -47,7 +50,7 @@ class IncomingEntry:
             if accepted is not None:
                 self._blocks = []
                 return accepted
-            self._spill()
+            self._spill(self._begin_file)
         assert self._file is not None
         return self._file.commit(envelope)
 
@@ -56,7 +59,7 @@ class IncomingEntry:
         if self._file is not None:
             self._file.abort()
 
-    def _spill(self) -> Deferred[None] | None:
-        self._file = self._begin_file(self._origin)
+    def _spill(self, begin: Callable[[Origin], IncomingFile]) -> Deferred[None] | None:
+        self._file = begin(self._origin)
         blocks, self._blocks = self._blocks, []
         return self._file.write(b"".join(blocks))

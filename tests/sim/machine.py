@@ -186,7 +186,9 @@ class SimulatedJournaledQueue(JournaledQueue):
     def birth(self, sent: Sent) -> float | None:
         """When the message was born, if this very one is in the journal, preprocessed."""
         live = self._live.get(sent.number or 0)
-        if live is None or live.entry.channels is None or b"token: %d\n" % sent.token not in live.entry.message:
+        if live is None or live.entry.channels is None:
+            return None
+        if b"token: %d\n" % sent.token not in message_of(self.disk, live.entry):
             return None
         return live.entry.birth
 
@@ -221,6 +223,11 @@ def entries_on(disk: SimulatedDisk) -> dict[int, Entry]:
     if not disk.exists(directory):
         return {}
     return replay(Journal(_JournalReader(disk), directory, SEGMENT).read())  # type: ignore[arg-type]
+
+
+def message_of(disk: SimulatedDisk, entry: Entry) -> bytes:
+    """The text of a message in the journal."""
+    return entry.message if entry.in_file is None else disk.contents(f"{QUEUE}/journal/{entry.number}")
 
 
 class _MessageReader:
@@ -721,7 +728,7 @@ class Machine:
                 raise Violation(f"mess/{number} is not inode {number}")
             if number in entries and self.stops == 1 and "mess" in has and has & {"info", "todo"}:
                 # For a daemon that knows nothing of the journal. (Settled once more, it may be in pieces.)
-                whole = self.disk.contents(self.layout.path("mess", number)) == entries[number].message
+                whole = self.disk.contents(self.layout.path("mess", number)) == message_of(self.disk, entries[number])
                 if not whole:
                     raise Violation(f"message {number} looks as if it were whole")
             if self.model is Model.POSIX or number in entries:
