@@ -147,6 +147,9 @@ class SimulatedQueue(FileQueue):
     def birth(self, sent: Sent) -> float | None:
         return None
 
+    def damage(self) -> list[str]:
+        return []
+
     def mark(self, number: int, channel: str, offset: int) -> Deferred[None]:
         address = self.disk.contents(self.layout.path(channel, number))[offset + 1 :].partition(b"\0")[0]
         return super().mark(number, channel, offset).addCallback(lambda _: self.marked.add(address))
@@ -182,6 +185,10 @@ class SimulatedJournaledQueue(JournaledQueue):
             self._marks[journal.mark(number, channel, offset)] = address
             return super().mark(number, channel, offset)
         return super().mark(number, channel, offset).addCallback(lambda _: self.marked.add(address))
+
+    def damage(self) -> list[str]:
+        """What the last start has called damaged."""
+        return [one.text for one in self._journal.damage]
 
     def birth(self, sent: Sent) -> float | None:
         """When the message was born, if this very one is in the journal, preprocessed."""
@@ -394,6 +401,9 @@ class Machine:
             read_holds=lambda: Holds(self.holds),
         )
         self.manager.startService()
+        # Only a disk that breaks its word can damage what is in the journal.
+        if damage := self.queue.damage():
+            raise Violation(f"it thinks that the disk is damaged: {damage}")
 
     def _terminate(self) -> None:
         """TERM, and the end of the parts below, as the service does it."""
@@ -603,6 +613,12 @@ class Machine:
             if self.model is Model.JOURNAL or room != "todo" or number in messages
         ]
 
+    def _texts_in_journal(self) -> list[str]:
+        """Files of numbers that have the text of a message."""
+        folder = f"{QUEUE}/journal"
+        names = self.disk.names(folder) if self.disk.exists(folder) else []
+        return [f"journal/{one}" for one in names if one.isdigit() and self.disk.contents(f"{folder}/{one}")]
+
     def undone(self) -> set[bytes]:
         """Who would get something from the queue as it lies on disk."""
         found: set[bytes] = set()
@@ -754,7 +770,7 @@ class Machine:
                 ):
                     raise Violation(f"message {sent.token} was accepted, but {recipient.decode()} has no result")
         self._judge_mailboxes(given)
-        if left := self._left():
+        if left := self._left() + self._texts_in_journal():
             raise Violation(f"never removed: {left}")
         if entries := entries_on(self.disk):
             raise Violation(f"still in the journal: {sorted(entries)}")
