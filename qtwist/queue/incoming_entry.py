@@ -16,8 +16,9 @@ from qtwist.queue.incoming import MEMORY_LIMIT, IncomingFile
 class IncomingEntry:
     """A message on its way in, for the journal as long as it is small.
 
-    `accept` accepts a whole one, or returns None when it has to become a file: `begin_file` begins that. `begin_large`
-    begins one that has grown.
+    `accept` accepts a whole one, or returns None when it has to become a file: `begin_file` begins that, `begin_large`
+    one that has grown. Beyond MEMORY_LIMIT it stays in memory as long as `grow`, which gets its size and what is added
+    to it, says so; `shrink` hears of how much of that is no longer kept here.
     """
 
     def __init__(
@@ -26,11 +27,16 @@ class IncomingEntry:
         accept: Callable[[Origin, list[bytes], Envelope], Deferred[Accepted] | None],
         begin_file: Callable[[Origin], IncomingFile],
         begin_large: Callable[[Origin], IncomingFile],
+        grow: Callable[[int, int], bool],
+        shrink: Callable[[int], None],
     ) -> None:
         self._origin = origin
         self._accept = accept
         self._begin_file = begin_file
         self._begin_large = begin_large
+        self._grow = grow
+        self._shrink = shrink
+        self._grown = 0
         self._blocks: list[bytes] = []
         self._size = 0
         self._file: IncomingFile | None = None
@@ -41,6 +47,9 @@ class IncomingEntry:
             self._size += len(data)
             if self._size <= MEMORY_LIMIT:
                 return None
+            if self._grow(self._size, self._size - self._grown):
+                self._grown = self._size
+                return None
             return self._spill(self._begin_large)
         return self._file.write(data)
 
@@ -48,18 +57,25 @@ class IncomingEntry:
         if self._file is None:
             accepted = self._accept(self._origin, self._blocks, envelope)
             if accepted is not None:
-                self._blocks = []
+                self._forget()
                 return accepted
-            self._spill(self._begin_file)
+            self._spill(self._begin_file if self._size <= MEMORY_LIMIT else self._begin_large)
         assert self._file is not None
         return self._file.commit(envelope)
 
     def abort(self) -> None:
-        self._blocks = []
+        self._forget()
         if self._file is not None:
             self._file.abort()
 
     def _spill(self, begin: Callable[[Origin], IncomingFile]) -> Deferred[None] | None:
         self._file = begin(self._origin)
-        blocks, self._blocks = self._blocks, []
-        return self._file.write(b"".join(blocks))
+        data = b"".join(self._blocks)
+        self._forget()
+        return self._file.write(data)
+
+    def _forget(self) -> None:
+        self._blocks = []
+        grown, self._grown = self._grown, 0
+        if grown:
+            self._shrink(grown)

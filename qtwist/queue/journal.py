@@ -29,9 +29,9 @@ import attrs
 from qtwist.files.disk import Disk
 from qtwist.queue.sync import close_quietly
 
-#: The size of a segment, and the largest record (octets).
+#: The size of a segment, and the largest record (octets): a message of 1 MiB with some recipients.
 SEGMENT_SIZE = 16 * 1024 * 1024
-LARGEST_RECORD = 1024 * 1024
+LARGEST_RECORD = 1024 * 1024 + 64 * 1024
 
 ACCEPT = b"A"
 ACCEPT_LARGE = b"L"

@@ -60,6 +60,8 @@ SETTLE_BATCH = 200
 MOST_MESSAGES = 2000
 MOST_OCTETS = 64 * 1024 * 1024
 MOST_SEGMENTS = 6
+#: Up to so many octets, messages of more than MEMORY_LIMIT are among them; those on their way in count, too.
+MOST_OCTETS_WITH_LARGE = 16 * 1024 * 1024
 #: Seconds until todo/ is looked at again for what came without a word, however much comes through the journal.
 LIST_INTERVAL = 60.0
 #: Seconds until something that the disk has refused is tried again.
@@ -93,6 +95,7 @@ class JournaledQueue(FileQueue):
         self._writer: JournalWriter | None = None
         self._live: dict[int, Live] = {}
         self._octets = 0
+        self._incoming_octets = 0  # of messages on their way in, beyond what each may have
         self._new: list[int] = []  # accepted, not yet handed to the queue manager
         self._generations: Counter[int] = Counter()
         self._known = 0  # what is accepted from now on is of this generation or a later one
@@ -169,7 +172,19 @@ class JournaledQueue(FileQueue):
     def begin(self, origin: Origin) -> Any:
         if self._writer is None or self._stopping:
             return super().begin(origin)
-        return IncomingEntry(origin, self._accept, super().begin, self._begin_large)
+        return IncomingEntry(
+            origin, self._accept, super().begin, self._begin_large, self._keep_in_memory, self._keep_less
+        )
+
+    def _keep_in_memory(self, size: int, more: int) -> bool:
+        """Whether a message on its way in, of `size` octets so far, may have so many more of the memory."""
+        if size > self._largest or self._octets + self._incoming_octets + more > MOST_OCTETS_WITH_LARGE:
+            return False
+        self._incoming_octets += more
+        return True
+
+    def _keep_less(self, octets: int) -> None:
+        self._incoming_octets -= octets
 
     def _accept(self, origin: Origin, blocks: list[bytes], envelope: Envelope) -> Deferred[Accepted] | None:
         """Accept a whole message by a record of the journal; None when it has to become a file."""

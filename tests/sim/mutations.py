@@ -60,7 +60,7 @@ JOURNAL_STORIES = (
     Story([Life([_OLD, *_SMALL * 12, ("advance", 7), *_SMALL * 5])], model=Model.POSIX, journal=True),
     Story([Life([("send", b"ok", EVERYBODY, 10), ("steps", 30), ("terminate",)])], model=Model.POSIX, journal=True),
     Story([Life([_OLD, ("hold", 0, True), *_TO_MAILDIR * 12])], model=Model.POSIX, journal=True),
-    Story([Life([_LARGE, ("settle",), _OLD, ("settle",)])], model=Model.POSIX, journal=True),
+    Story([Life([_LARGE, ("settle",), ("abort", 70_000), ("settle",), _LARGE])], model=Model.POSIX, journal=True),
 )
 
 #: Mutations that nothing can notice, and why they are there.
