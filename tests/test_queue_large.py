@@ -81,6 +81,10 @@ class LargeCase(TestCase):
         """What is in the file of a number."""
         return read(f"{self.directory}/{number}")
 
+    def sizes(self) -> set[int]:
+        """Those of the files in the journal's directory."""
+        return {os.path.getsize(f"{self.directory}/{name}") for name in os.listdir(self.directory)}
+
     async def gone(self, number: int) -> None:
         while os.path.exists(f"{self.directory}/{number}"):
             await task.deferLater(reactor, 0.01)
@@ -146,9 +150,7 @@ class InFileTests(LargeCase):
         message = await self.write(queue, TEXT)
         message.abort()
         await queue.stop()
-        self.assertEqual(
-            {os.path.getsize(f"{self.directory}/{name}") for name in os.listdir(self.directory)}, {0, SEGMENT}
-        )
+        self.assertEqual(self.sizes(), {0, SEGMENT})
 
     async def test_full_meanwhile(self) -> None:
         """A journal that takes nothing more when the message is there: it becomes qmail's files, with its number."""
@@ -167,9 +169,7 @@ class InFileTests(LargeCase):
         error = await self.assertFailure(message.commit(Envelope(b"a@b", (b"joe\0@x",))), QueueError)
         self.assertEqual(error.code, BAD_ENVELOPE)
         self.assertEqual([name for name in files_of(self.layout) if not name.startswith("journal/")], [])
-        self.assertEqual(
-            {os.path.getsize(f"{self.directory}/{name}") for name in os.listdir(self.directory)}, {0, SEGMENT}
-        )
+        self.assertEqual(self.sizes(), {0, SEGMENT})
 
     async def test_failing_disk(self) -> None:
         """What the disk does not take is refused, and its file removed."""
@@ -186,11 +186,10 @@ class InFileTests(LargeCase):
             self.assertEqual(error.code, WRITE_ERROR)
             del failing[:]
             await queue.stop()
-            sizes = {os.path.getsize(f"{self.directory}/{name}") for name in os.listdir(self.directory)}
-            self.assertEqual(sizes, {0, SEGMENT})
+            self.assertEqual(self.sizes(), {0, SEGMENT})
 
     async def test_failing_journal(self) -> None:
-        """Nobody knows whether the record lasts, so the file stays until a start has found out; mail goes on in files."""
+        """Nobody knows whether the record lasts, so the file stays until a start has found out. Mail goes on in files."""
         failing: list[str] = []
 
         def fail(name: str) -> None:
@@ -300,12 +299,10 @@ class RecoveryTests(SynchronousTestCase):
         return read(self.layout.path("mess", number))
 
     def test_recovered(self) -> None:
-        first, second, small = self.numbers
         self.assertEqual(self.recover(), [(number, number) for number in self.numbers])
         self.assertEqual(self.journal.damage, [])
-        self.assertEqual(
-            [self.text(number) for number in (first, second)], [b"%d\n" % n + TEXT for n in (first, second)]
-        )
+        for number in self.numbers[:2]:
+            self.assertEqual(self.text(number), b"%d\n" % number + TEXT)
         self.assertEqual(set(Store(RealDisk(), self.layout).numbers("todo")), set(self.numbers))
         self.assertFalse({str(number) for number in self.numbers} & set(os.listdir(self.directory)))
 
