@@ -189,7 +189,7 @@ class InFileTests(LargeCase):
             self.assertEqual(self.sizes(), {0, SEGMENT})
 
     async def test_failing_journal(self) -> None:
-        """Nobody knows whether the record lasts, so the file stays until a start has found out. Mail goes on in files."""
+        """Nobody knows whether the record lasts, so its file stays until a start has found out. Mail goes on."""
         failing: list[str] = []
 
         def fail(name: str) -> None:
