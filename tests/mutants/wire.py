@@ -10,7 +10,7 @@ WIRE = (
     of(
         "a bare LF ends lines of a body",
         "wire/smtp_body.py",
-        'if _line_feeds(text) != lines or not (self',
+        "if _line_feeds(text) != lines or not (self",
         "if not (self",
         "test_smuggling",
     ),
