@@ -129,7 +129,7 @@ class Acceptor:
             # The inode, and with it the number, is free only when this is closed.
             if fd not in self._haunted:
                 close_quietly(disk, fd)
-            raise _queue_error(code, error) from error
+            raise queue_error(code, error) from error
         return MessFile(number, fd)
 
     def append(self, mess: MessFile, data: bytes) -> None:
@@ -138,7 +138,7 @@ class Acceptor:
         try:
             self._disk.write_all(mess.fd, data)
         except OSError as error:
-            raise _queue_error(WRITE_ERROR, error) from error
+            raise queue_error(WRITE_ERROR, error) from error
 
     def flush(self, mess: MessFile) -> None:
         """Sync what was appended, so that the commit of a large message does not hold up a batch."""
@@ -146,7 +146,7 @@ class Acceptor:
         try:
             self._disk.fsync(mess.fd)
         except OSError as error:
-            raise _queue_error(WRITE_ERROR, error) from error
+            raise queue_error(WRITE_ERROR, error) from error
 
     def discard(self, mess: MessFile) -> None:
         """Remove a message that was not committed; best effort, for garbage is swept out later (§5.4)."""
@@ -168,7 +168,7 @@ class Acceptor:
             for submission in batch:
                 if submission.mess is not None:
                     self.discard(submission.mess)
-            return [_queue_error(MESS_TROUBLE, error) for _ in batch]
+            return [queue_error(MESS_TROUBLE, error) for _ in batch]
         progress = [_Progress(submission) for submission in batch]
         for one in progress:
             self._write(one, sync)
@@ -184,9 +184,9 @@ class Acceptor:
                 return self._disk.create_exclusive(path, MESS_MODE), path
             except FileExistsError as error:
                 if attempt == _TRIES:
-                    raise _queue_error(PID_TROUBLE, error) from error
+                    raise queue_error(PID_TROUBLE, error) from error
             except OSError as error:
-                raise _queue_error(PID_TROUBLE, error) from error
+                raise queue_error(PID_TROUBLE, error) from error
         raise AssertionError("unreachable")
 
     def _is_haunted(self, number: int, fd: int) -> bool:
@@ -231,7 +231,7 @@ class Acceptor:
                 self._disk.write_all(intd, envelope)
             except OSError as error:
                 close_quietly(self._disk, intd)
-                raise _queue_error(WRITE_ERROR, error) from error
+                raise queue_error(WRITE_ERROR, error) from error
             sync.add(mess.number, intd, None)
         except QueueError as error:
             one.error = error
@@ -248,7 +248,7 @@ class Acceptor:
                 self._disk.unlink(path)
                 return self._disk.create_exclusive(path, TODO_MODE)
         except OSError as error:
-            raise _queue_error(INTD_TROUBLE, error) from error
+            raise queue_error(INTD_TROUBLE, error) from error
 
     def _publish(self, progress: list[_Progress], sync: BatchSync) -> None:
         """Link into todo what is durable, and make the links durable."""
@@ -258,13 +258,13 @@ class Acceptor:
                 continue
             failure = sync.failure(one.number)
             if failure is not None:
-                one.error = _queue_error(WRITE_ERROR, failure)
+                one.error = queue_error(WRITE_ERROR, failure)
                 continue
             try:
                 self._disk.link(layout.path("intd", one.number), layout.path("todo", one.number))
                 one.made_todo = True
             except OSError as error:
-                one.error = _queue_error(TODO_TROUBLE, error)
+                one.error = queue_error(TODO_TROUBLE, error)
         linked = [one for one in progress if one.made_todo]
         if not linked:
             return
@@ -272,7 +272,7 @@ class Acceptor:
             self._disk.fsync_directory(layout.room("todo"))
         except OSError as error:
             for one in linked:
-                one.error = _queue_error(TODO_TROUBLE, error)
+                one.error = queue_error(TODO_TROUBLE, error)
 
     def _settle(self, one: _Progress) -> Accepted | QueueError:
         """The answer, once everything of a message that failed is removed."""
@@ -313,6 +313,7 @@ def envelope_error(envelope: Envelope) -> QueueError | None:
     return None
 
 
-def _queue_error(code: int, error: OSError) -> QueueError:
+def queue_error(code: int, error: OSError) -> QueueError:
+    """What is answered when the disk has failed."""
     where = f"{error.filename}: " if error.filename is not None else ""
     return QueueError(code, where + (error.strerror or str(error)))

@@ -14,7 +14,7 @@ from qtwist.interfaces import IQueue, MessageInfo, Preprocessed, QueuedMessage, 
 from qtwist.mail.envelope import Origin
 from qtwist.queue.accept import Acceptor
 from qtwist.queue.commit import GroupCommitter
-from qtwist.queue.incoming import IncomingFile
+from qtwist.queue.incoming import Committing, IncomingFile, Writing
 from qtwist.queue.layout import open_layout
 from qtwist.queue.orphans import remove_orphans
 from qtwist.queue.preprocess import preprocess
@@ -102,9 +102,10 @@ class FileQueue:
     # The way in.
 
     def begin(self, origin: Origin) -> IncomingFile:
-        message = IncomingFile(
-            origin, self._reactor.seconds(), self._acceptor, self._workers, self._committer, self._message_ended
-        )
+        return self._begin(origin, self._acceptor, self._committer)
+
+    def _begin(self, origin: Origin, writing: Writing, committing: Committing) -> IncomingFile:
+        message = IncomingFile(origin, self._reactor.seconds(), writing, self._workers, committing, self._message_ended)
         self._incoming.add(message)
         return message
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
@@ -12,8 +12,7 @@ from zope.interface import implementer
 
 from qtwist.interfaces import Accepted, IIncomingMessage, QueueError
 from qtwist.mail.envelope import Envelope, Origin
-from qtwist.queue.accept import INTERNAL_BUG, NO_QUEUE, OUT_OF_MEMORY, Acceptor, MessFile, Submission
-from qtwist.queue.commit import GroupCommitter
+from qtwist.queue.accept import INTERNAL_BUG, NO_QUEUE, OUT_OF_MEMORY, MessFile, Submission
 from qtwist.queue.workers import Stopped, Workers
 
 _log = Logger()
@@ -24,6 +23,21 @@ MEMORY_LIMIT = 64 * 1024
 #: When more than this waits for the disk, the writer has to wait, too; until no more than LOW_WATER waits.
 HIGH_WATER = 256 * 1024
 LOW_WATER = 64 * 1024
+
+
+class Writing(Protocol):
+    """How a message is written, in threads: as :class:`~qtwist.queue.accept.Acceptor` says."""
+
+    def create(self, origin: Origin, started: float, /) -> MessFile: ...
+    def append(self, mess: MessFile, data: bytes, /) -> None: ...
+    def flush(self, mess: MessFile, /) -> None: ...
+    def discard(self, mess: MessFile, /) -> None: ...
+
+
+class Committing(Protocol):
+    """How it is accepted: as :class:`~qtwist.queue.commit.GroupCommitter` says."""
+
+    def submit(self, submission: Submission, /) -> Deferred[Accepted]: ...
 
 
 @implementer(IIncomingMessage)
@@ -38,9 +52,9 @@ class IncomingFile:
         self,
         origin: Origin,
         started: float,
-        acceptor: Acceptor,
+        acceptor: Writing,
         workers: Workers,
-        committer: GroupCommitter,
+        committer: Committing,
         ended: Callable[[IncomingFile], None],
     ) -> None:
         self._origin = origin

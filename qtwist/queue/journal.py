@@ -29,11 +29,12 @@ import attrs
 from qtwist.files.disk import Disk
 from qtwist.queue.sync import close_quietly
 
-#: The size of a segment, and the largest record (octets).
+#: The size of a segment, and the largest record (octets): a message of 1 MiB with some recipients.
 SEGMENT_SIZE = 16 * 1024 * 1024
-LARGEST_RECORD = 1024 * 1024
+LARGEST_RECORD = 1024 * 1024 + 64 * 1024
 
 ACCEPT = b"A"
+ACCEPT_LARGE = b"L"
 ROUTED = b"R"
 MARK = b"M"
 POSTPONE = b"P"
@@ -104,6 +105,21 @@ class Damage:
             f"the journal is damaged: the disk has lost or changed octets {self.offset} to {self.end} of {self.path}, "
             f"which it had flushed. What stands behind them is used; mail that was in them is lost, or may be "
             f"delivered again. The file is kept as {self.path}{KEPT}"
+        )
+
+
+@attrs.frozen
+class Lost:
+    """A large message that is in the journal, and whose file at `path` the disk has lost in whole or in part."""
+
+    path: str
+
+    @property
+    def text(self) -> str:
+        """For the log."""
+        return (
+            f"the disk has lost a message which it had flushed, or a part of it: it was in {self.path}. It is not "
+            f"delivered; what there is of it is kept as {self.path}{KEPT}"
         )
 
 
@@ -211,7 +227,7 @@ class Journal:
         self._use = Use(0, 0)
         self._offset = 0
         self._tell_flush = False  # that all is flushed which stands in the segment so far
-        self.damage: list[Damage] = []  # what :meth:`read` has found
+        self.damage: list[Damage | Lost] = []  # what :meth:`read` has found
 
     @property
     def generation(self) -> int:
@@ -373,6 +389,7 @@ class Journal:
 # What the payloads hold.
 
 _ACCEPT = struct.Struct("!dI")  # birth, octets of the envelope
+_LARGE = struct.Struct("!dQ")  # birth, octets of the message
 _MARK = struct.Struct("!cQ")  # channel, offset
 _DUE = struct.Struct("!cd")  # channel, due
 _LENGTH = struct.Struct("!I")
@@ -383,6 +400,9 @@ _CHANNELS = {letter: channel for channel, letter in _LETTERS.items()}
 @attrs.define(eq=False)
 class Entry:
     """A message in the journal, as its records tell it.
+
+    A large one lies in the file that holds its number (:class:`~qtwist.queue.numbers.Numbers`); `in_file` is its size
+    then, and `message` is empty.
 
     `channels` holds what local/N and remote/N would, None before it is preprocessed; `due` the channels' due times.
     """
@@ -395,6 +415,12 @@ class Entry:
     due: dict[str, float] = attrs.field(factory=dict)
     bounce: bytearray | None = None
     asked: bytes = b""  # what info/N has behind the sender, for the channels as they are
+    in_file: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Octets of the message."""
+        return len(self.message) if self.in_file is None else self.in_file
 
     def apply(self, record: Record) -> None:
         """Take in what one record says of this message. ValueError for a record that cannot be."""
@@ -428,6 +454,9 @@ class Entry:
 
 
 def accept(entry: Entry) -> Record:
+    """A message is there; a large one's file has to be durable before this is."""
+    if entry.in_file is not None:
+        return Record(ACCEPT_LARGE, entry.number, _LARGE.pack(entry.birth, entry.in_file) + entry.envelope)
     payload = _ACCEPT.pack(entry.birth, len(entry.envelope)) + entry.envelope + entry.message
     return Record(ACCEPT, entry.number, payload)
 
@@ -460,6 +489,17 @@ def _read_routed(payload: bytes) -> Iterator[tuple[str, bytearray]]:
         offset = start + length
 
 
+def _accepted(record: Record) -> Entry:
+    head = _ACCEPT if record.kind == ACCEPT else _LARGE
+    if len(record.payload) < head.size:
+        raise ValueError(f"a record {record.kind!r} of message {record.number} makes no sense")
+    birth, length = head.unpack_from(record.payload)
+    rest = record.payload[head.size :]
+    if record.kind == ACCEPT_LARGE:
+        return Entry(record.number, birth, rest, b"", in_file=length)
+    return Entry(record.number, birth, rest[:length], rest[length:])
+
+
 def replay(records: Iterable[Record], *, with_gaps: bool = False) -> dict[int, Entry]:
     """The messages that were accepted and not yet ended, by number.
 
@@ -467,13 +507,8 @@ def replay(records: Iterable[Record], *, with_gaps: bool = False) -> dict[int, E
     """
     entries: dict[int, Entry] = {}
     for record in records:
-        if record.kind == ACCEPT:
-            if len(record.payload) < _ACCEPT.size:
-                raise ValueError(f"a record {ACCEPT!r} of message {record.number} makes no sense")
-            birth, length = _ACCEPT.unpack_from(record.payload)
-            start = _ACCEPT.size
-            envelope, message = record.payload[start : start + length], record.payload[start + length :]
-            entries[record.number] = Entry(record.number, birth, envelope, message)
+        if record.kind in (ACCEPT, ACCEPT_LARGE):
+            entries[record.number] = _accepted(record)
         elif record.kind == END:
             entries.pop(record.number, None)
         elif record.number in entries:

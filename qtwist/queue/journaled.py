@@ -3,7 +3,8 @@
 A message that is small is accepted by one record in the journal (:mod:`qtwist.queue.journal`), flushed together with
 those of other sessions; it is preprocessed, delivered and ended in memory, with a record for every step. One that is
 not done after a few seconds is settled into qmail's files; so are all, when the queue is stopped, and after a crash
-when it is started. Large messages go to files at once, and so does everything when the journal is full or broken.
+when it is started. Of a large message, only the envelope is in the journal (:mod:`qtwist.queue.large`). Everything goes
+to files at once when the journal is full or broken.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from qtwist.files.disk import Disk
 from qtwist.interfaces import Accepted, MessageInfo, Preprocessed, QueueError, RecipientRecord
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.mail.received import queue_received
 from qtwist.queue import journal as records
-from qtwist.queue.accept import WRITE_ERROR, envelope_error
+from qtwist.queue.accept import MESS_TROUBLE, WRITE_ERROR, MessFile, Submission, envelope_error
 from qtwist.queue.files import FileQueue
+from qtwist.queue.incoming import IncomingFile
 from qtwist.queue.incoming_entry import IncomingEntry
 from qtwist.queue.journal import Entry, Journal, Record
+from qtwist.queue.large import LargeMessage, publish
 from qtwist.queue.live import Live
 from qtwist.queue.numbers import Numbers
 from qtwist.queue.records import (
@@ -56,6 +60,8 @@ SETTLE_BATCH = 200
 MOST_MESSAGES = 2000
 MOST_OCTETS = 64 * 1024 * 1024
 MOST_SEGMENTS = 6
+#: Up to so many octets, messages of more than MEMORY_LIMIT are among them; those on their way in count, too.
+MOST_OCTETS_WITH_LARGE = 16 * 1024 * 1024
 #: Seconds until todo/ is looked at again for what came without a word, however much comes through the journal.
 LIST_INTERVAL = 60.0
 #: Seconds until something that the disk has refused is tried again.
@@ -89,6 +95,7 @@ class JournaledQueue(FileQueue):
         self._writer: JournalWriter | None = None
         self._live: dict[int, Live] = {}
         self._octets = 0
+        self._incoming_octets = 0  # of messages on their way in, beyond what each may have
         self._new: list[int] = []  # accepted, not yet handed to the queue manager
         self._generations: Counter[int] = Counter()
         self._known = 0  # what is accepted from now on is of this generation or a later one
@@ -165,19 +172,29 @@ class JournaledQueue(FileQueue):
     def begin(self, origin: Origin) -> Any:
         if self._writer is None or self._stopping:
             return super().begin(origin)
-        return IncomingEntry(origin, self._accept, super().begin)
+        return IncomingEntry(
+            origin, self._accept, super().begin, self._begin_large, self._keep_in_memory, self._keep_less
+        )
+
+    def _keep_in_memory(self, size: int, more: int) -> bool:
+        """Whether a message on its way in, of `size` octets so far, may have so many more of the memory."""
+        if size > self._largest or self._octets + self._incoming_octets + more > MOST_OCTETS_WITH_LARGE:
+            return False
+        self._incoming_octets += more
+        return True
+
+    def _keep_less(self, octets: int) -> None:
+        self._incoming_octets -= octets
 
     def _accept(self, origin: Origin, blocks: list[bytes], envelope: Envelope) -> Deferred[Accepted] | None:
         """Accept a whole message by a record of the journal; None when it has to become a file."""
-        writer = self._writer
         refusal = envelope_error(envelope)
         if refusal is not None:
             return fail(refusal)
-        if writer is None or writer.broken is not None or self._stopping or self._is_full():
+        writer = self._writer_for_more()
+        if writer is None:
             return None
-        number = self._numbers.take()
-        if len(self._numbers) < self._numbers.batch // 2:
-            self._reserve()
+        number = self._take_number()
         if number is None:
             return None
         now = self._reactor.seconds()
@@ -189,6 +206,50 @@ class JournaledQueue(FileQueue):
             return None
         self._octets += len(message)
         return Deferred.fromCoroutine(self._commit(writer, entry, record, envelope.sender))
+
+    def _begin_large(self, origin: Origin) -> IncomingFile:
+        number = None if self._writer_for_more() is None else self._take_number()
+        if number is None:
+            return super().begin(origin)
+        large = LargeMessage(self._disk, self._directory, number, self._accept_large)
+        return self._begin(origin, large, large)
+
+    def _accept_large(self, submission: Submission, size: int) -> Deferred[Accepted]:
+        """Accept a message whose file is durable."""
+        assert submission.mess is not None
+        writer = self._writer_for_more()
+        if writer is not None and envelope_error(submission.envelope) is None:
+            number = submission.mess.number
+            envelope = format_envelope(submission.origin.uid, number, submission.envelope)
+            entry = Entry(number, self._reactor.seconds(), envelope, b"", in_file=size)
+            record = records.accept(entry)
+            if len(record.payload) <= self._largest:
+                return Deferred.fromCoroutine(self._commit(writer, entry, record, submission.envelope.sender))
+        return Deferred.fromCoroutine(self._publish(submission, submission.mess.number))
+
+    async def _publish(self, submission: Submission, number: int) -> Accepted:
+        """Its file becomes its mess file now, and all goes on as without a journal."""
+        self._acceptor.busy.add(number)
+        try:
+            fd = await self._workers.run(publish, self._disk, self.layout, self._directory, number)
+        except (OSError, Stopped) as error:
+            self._acceptor.busy.discard(number)
+            raise QueueError(MESS_TROUBLE, str(error)) from error
+        submission.mess = MessFile(number, fd)
+        return await self._committer.submit(submission)
+
+    def _writer_for_more(self) -> JournalWriter | None:
+        """None when the journal takes no more messages."""
+        writer = self._writer
+        if writer is None or writer.broken is not None or self._stopping or self._is_full():
+            return None
+        return writer
+
+    def _take_number(self) -> int | None:
+        number = self._numbers.take()
+        if len(self._numbers) < self._numbers.batch // 2:
+            self._reserve()
+        return number
 
     async def _commit(self, writer: JournalWriter, entry: Entry, record: Record, sender: bytes) -> Accepted:
         try:
@@ -283,9 +344,7 @@ class JournaledQueue(FileQueue):
             # Before the other: were it alone to survive a crash, it would not count, as all is routed anew then.
             self._append(live, Record(records.ASKED, entry.number, format_asked(kept)))
         self._append(live, records.routed(entry.number, channels))
-        return Preprocessed(
-            entry.number, len(entry.message), head.sender, head.qp, head.uid, entry.birth, frozenset(channels)
-        )
+        return Preprocessed(entry.number, entry.size, head.sender, head.qp, head.uid, entry.birth, frozenset(channels))
 
     def info(self, number: int) -> Deferred[MessageInfo]:
         def read(live: Live) -> MessageInfo:
@@ -304,7 +363,19 @@ class JournaledQueue(FileQueue):
         return self._do(number, read, lambda: FileQueue.recipients(self, number, channel, offset, limit))
 
     def open(self, number: int) -> Deferred[int]:
-        return self._do(number, Live.open, lambda: FileQueue.open(self, number))
+        return self._do(number, self._open, lambda: FileQueue.open(self, number))
+
+    def _open(self, live: Live) -> int | Deferred[int]:
+        if live.entry.in_file is None:
+            return live.open()
+        number = live.entry.number
+
+        def failed(failure: Failure) -> Any:
+            failure.trap(FileNotFoundError)
+            # It may have become a mess file meanwhile.
+            return failure if self._live.get(number) is live else self.open(number)
+
+        return self._workers.run(self._disk.open_read, f"{self._directory}/{number}").addErrback(failed)
 
     def mark(self, number: int, channel: str, offset: int) -> Deferred[None]:
         live = self._live.get(number)
@@ -400,8 +471,22 @@ class JournaledQueue(FileQueue):
         number = live.entry.number
         self._writer.append(Record(records.END, number))
         self._forget(live)
-        self._numbers.give_back(number)
+        if live.entry.in_file is None:
+            self._numbers.give_back(number)
+        else:
+            # The journal must have forgotten it before it goes. Its number is not used again: a program of the
+            # recipient's may still be reading from it.
+            self._writer.durable().addCallback(lambda _: self._remove_file(number))
         return None
+
+    def _remove_file(self, number: int) -> Deferred[None]:
+        """That of a number, which serves no more."""
+
+        def failed(failure: Failure) -> None:
+            failure.trap(OSError, Stopped)
+            _log.warn("the file of a number cannot be removed: {error}", error=failure.value)
+
+        return self._workers.run(self._numbers.settled, number).addErrback(failed)
 
     async def _finish_spoilt(self, live: Live) -> None:
         """What settling has left goes first: without the journal's word, it would count."""
@@ -409,9 +494,10 @@ class JournaledQueue(FileQueue):
         number = live.entry.number
         waiting = live.waiting = []
         try:
-            await self._workers.run(unsettle, self._disk, self.layout, self._directory, number)
+            await self._workers.run(unsettle, self._disk, self.layout, number)
             self._writer.append(Record(records.END, number))
             self._forget(live)
+            self._writer.durable().addCallback(lambda _: self._remove_file(number))
         finally:
             live.waiting = None
             # Not at once: those who wait are to find everything as it is after this step.
@@ -546,11 +632,8 @@ class JournaledQueue(FileQueue):
                 self._reactor.callLater(0, one.callback, None)
         if any(live.entry.channels is None for live in done):
             self._wake()
-        try:
-            for live in done:
-                await self._workers.run(self._numbers.settled, live.entry.number)
-        except (OSError, Stopped) as error:
-            _log.warn("the file of a number cannot be removed: {error}", error=error)
+        for live in done:
+            await self._remove_file(live.entry.number)
 
     def collect_garbage(self) -> Deferred[None]:
         # A message that is just being settled has a mess file before it has anything else, and its inode may be old.

@@ -3,6 +3,7 @@
 A message's number is the inode number of its mess file, which nobody else can have as long as the file is there. A
 message in the journal has no mess file; an empty file in queue/journal/, called by its own inode number, holds the
 number for it, and becomes its mess file when it is settled. Most messages never are, and the number serves the next.
+That of a large message is not empty, but has its text (:mod:`qtwist.queue.large`), and serves no other.
 
 Blocking; :meth:`Numbers.take` and :meth:`Numbers.give_back` are not, and may be called beside :meth:`Numbers.reserve`.
 """
@@ -62,6 +63,8 @@ class Numbers:
                 number = self._disk.fstat(fd).st_ino
             finally:
                 close_quietly(self._disk, fd)
+            if self._exists(number):
+                continue  # in a copy of a queue: it may be a message, which the journal has under that number
             self._disk.rename(path, f"{self._directory}/{number}")
             if not self._is_haunted(number):
                 found.append(number)
@@ -78,6 +81,13 @@ class Numbers:
                 continue
             return True
         return False
+
+    def _exists(self, number: int) -> bool:
+        try:
+            self._disk.stat(f"{self._directory}/{number}")
+        except FileNotFoundError:
+            return False
+        return True
 
     def holds(self, number: int) -> bool:
         """Whether there is a file for this number. There is none in a copy of a queue."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 
 from qtwist.files.disk import Disk
-from qtwist.queue.journal import Entry, Journal, replay
+from qtwist.queue.journal import KEPT, Entry, Journal, Lost, replay
+from qtwist.queue.large import copy, is_whole
 from qtwist.queue.layout import Layout
 from qtwist.queue.numbers import Numbers
 from qtwist.queue.settle import settle
@@ -40,6 +41,7 @@ def recover(disk: Disk, layout: Layout, journal: Journal, numbers: Numbers) -> l
     try:
         found = journal.read()
         left = list(replay(found, with_gaps=bool(journal.damage)).values())
+        left = _without_lost(disk, directory, journal, left)
     except (OSError, ValueError) as error:
         raise Unrecoverable(0, f"the journal cannot be read: {error}", directory) from error
     if not left:
@@ -51,6 +53,20 @@ def recover(disk: Disk, layout: Layout, journal: Journal, numbers: Numbers) -> l
     except OSError as error:
         text = f"{len(left)} messages of the journal cannot become files: {error}"
         raise Unrecoverable(error.errno or 0, text, directory) from error
+
+
+def _without_lost(disk: Disk, directory: str, journal: Journal, left: list[Entry]) -> list[Entry]:
+    """The messages without those whose file is gone or cut off, which a crash cannot do."""
+    whole = []
+    for entry in left:
+        if entry.in_file is None or is_whole(disk, directory, entry.number, entry.in_file):
+            whole.append(entry)
+            continue
+        path = f"{directory}/{entry.number}"
+        journal.damage.append(Lost(path))
+        with contextlib.suppress(FileNotFoundError):
+            disk.rename(path, path + KEPT)
+    return whole
 
 
 def _settle_all(
@@ -65,12 +81,14 @@ def _settle_all(
             while number is None:
                 numbers.reserve()
                 number = numbers.take()
+            if entry.in_file is not None:
+                copy(disk, journal_directory(layout), entry.number, number)
             entry.number = number
     for start in range(0, len(left), BATCH):
         batch = left[start : start + BATCH]
         for error in settle(disk, layout, roots, journal_directory(layout), batch).values():
             raise error
     journal.open()  # from here on, the files are what counts
-    for entry in left:
-        numbers.settled(entry.number)
+    for number in {*before, *(entry.number for entry in left)}:
+        numbers.settled(number)
     return [(old, entry.number) for old, entry in zip(before, left, strict=True)]

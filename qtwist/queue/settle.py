@@ -47,11 +47,10 @@ def settle(
     return failed
 
 
-def unsettle(disk: Disk, layout: Layout, reserved: str, number: int) -> None:
-    """Remove what was made of a message that could not be settled, and its number's file: it has ended."""
+def unsettle(disk: Disk, layout: Layout, number: int) -> None:
+    """Remove what was made of a message that could not be settled."""
     for room in (*_ROOMS[::-1], "mess"):
         unlink_if_there(disk, layout.path(room, number))
-    unlink_if_there(disk, f"{reserved}/{number}")
 
 
 def _write_contents(disk: Disk, layout: Layout, reserved: str, entry: Entry, sync: BatchSync) -> None:
@@ -61,8 +60,9 @@ def _write_contents(disk: Disk, layout: Layout, reserved: str, entry: Entry, syn
     path = f"{reserved}/{number}"
     fd = disk.open(path, os.O_WRONLY)
     try:
-        disk.truncate(fd, 0)
-        disk.write_all(fd, entry.message)
+        if entry.in_file is None:
+            disk.truncate(fd, 0)
+            disk.write_all(fd, entry.message)
         try:
             disk.link(path, layout.path("mess", number))
         except FileExistsError:

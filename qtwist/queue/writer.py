@@ -29,6 +29,7 @@ class _Job:
     answer: Deferred[int] | None = None
     oldest: int = 0
     renew: bool = False
+    patient: Deferred[None] | None = None
 
 
 class JournalWriter:
@@ -46,6 +47,7 @@ class JournalWriter:
         self._turn_jobs: list[_Job | None] = []  # of this turn of the reactor
         self._ended: Deferred[None] = Deferred()
         self._since: float | None = None  # when the first record was written that no flush has followed
+        self._patient: list[Deferred[None]] = []  # wait for the next flush
         self.broken: OSError | None = None
 
     def start(self) -> None:
@@ -64,6 +66,12 @@ class JournalWriter:
         """
         answer: Deferred[int] = Deferred()
         self._put(_Job(records, answer))
+        return answer
+
+    def durable(self) -> Deferred[None]:
+        """Fires when all that came so far is durable, for which it is not flushed any sooner; perhaps never."""
+        answer: Deferred[None] = Deferred()
+        self._put(_Job(patient=answer))
         return answer
 
     def release(self, oldest: int) -> None:
@@ -123,6 +131,7 @@ class JournalWriter:
         records = [record for job in batch for record in job.records]
         if any(job.renew for job in batch):
             self._renew()
+        self._patient += [job.patient for job in batch if job.patient is not None]
         generation = self._journal.generation
         overdue = self._since is not None and time.monotonic() - self._since >= IDLE
         error = self._write(records, sync=bool(answers) or stopping or overdue)
@@ -151,6 +160,8 @@ class JournalWriter:
                 _log.failure("the journal failed in an unexpected way")
         if sync or self.broken is not None:
             self._since = None
+            if self.broken is None:
+                self._wait_no_longer()
         elif records and self._since is None:
             self._since = time.monotonic()
         return self.broken
@@ -162,6 +173,12 @@ class JournalWriter:
             self.broken = error
         else:
             self.broken = None
+            self._wait_no_longer()  # what was written before does not count any more
+
+    def _wait_no_longer(self) -> None:
+        if self._patient:
+            patient, self._patient = self._patient, []
+            self._reactor.callFromThread(_fire, patient)
 
     def _report(self, answers: list[Deferred[int]], result: Any) -> None:
         for answer in answers:
@@ -170,3 +187,8 @@ class JournalWriter:
             else:
                 answer.callback(result)
         self._answered()
+
+
+def _fire(waiting: list[Deferred[None]]) -> None:
+    for one in waiting:
+        one.callback(None)

@@ -43,6 +43,7 @@ class CostCase(DaemonCase):
 
     #: (way, sessions): the most that a message may cost.
     bounds: ClassVar[dict[tuple[str, int], Cost]] = {}
+    octets = OCTETS
 
     def setUp(self) -> None:
         super().setUp()
@@ -64,7 +65,7 @@ class CostCase(DaemonCase):
         """Send messages, each on a connection of its own, and wait until all are done."""
         before = len(self.daemon.log.find("end msg"))
         done = self.smtp_source(
-            *("-s", str(sessions), "-m", str(messages), "-l", str(OCTETS)),
+            *("-s", str(sessions), "-m", str(messages), "-l", str(self.octets)),
             *("-f", "joe@client.test", "-t", self.recipients[way]),
         )
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -125,6 +126,28 @@ class JournalTests(CostCase):
         ("relay", 1): Cost(126, 1.5, 0.5),
         ("relay", 10): Cost(112, 0.8, 0.5),
     }
+
+    def test_cost(self) -> None:
+        self.check()
+
+
+class MebibyteTests(CostCase):
+    """Messages that fit into a record of the journal, but not into what each may have of the memory."""
+
+    control: ClassVar = {"journal": "1\n"}
+    octets = 512 * 1024
+    bounds: ClassVar = {("local", 1): Cost(220, 3.5, 0.5), ("relay", 1): Cost(240, 1.5, 0.5)}
+
+    def test_cost(self) -> None:
+        self.check()
+
+
+class LargeTests(CostCase):
+    """Larger ones: a file each, and a record."""
+
+    control: ClassVar = {"journal": "1\n"}
+    octets = 2 * 1024 * 1024
+    bounds: ClassVar = {("local", 1): Cost(420, 4.5, 0.5), ("relay", 1): Cost(650, 2.5, 0.5)}
 
     def test_cost(self) -> None:
         self.check()

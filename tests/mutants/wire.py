@@ -10,7 +10,7 @@ WIRE = (
     of(
         "a bare LF ends lines of a body",
         "wire/smtp_body.py",
-        'if raw.count(b"\\n") != lines or not (self',
+        "if _line_feeds(text) != lines or not (self",
         "if not (self",
         "test_smuggling",
     ),
@@ -40,7 +40,7 @@ WIRE = (
     of(
         "dots stay doubled",
         "wire/smtp_body.py",
-        'return text.replace(b"\\n.", b"\\n") if b"\\n." in text else text',
+        'return text.replace(b"\\n.", b"\\n") if b"." in text and _STUFFED.search(text) else text',
         "return text",
         "test_wire_smtp_server",
     ),

@@ -147,6 +147,9 @@ class SimulatedQueue(FileQueue):
     def birth(self, sent: Sent) -> float | None:
         return None
 
+    def damage(self) -> list[str]:
+        return []
+
     def mark(self, number: int, channel: str, offset: int) -> Deferred[None]:
         address = self.disk.contents(self.layout.path(channel, number))[offset + 1 :].partition(b"\0")[0]
         return super().mark(number, channel, offset).addCallback(lambda _: self.marked.add(address))
@@ -183,10 +186,16 @@ class SimulatedJournaledQueue(JournaledQueue):
             return super().mark(number, channel, offset)
         return super().mark(number, channel, offset).addCallback(lambda _: self.marked.add(address))
 
+    def damage(self) -> list[str]:
+        """What the last start has called damaged."""
+        return [one.text for one in self._journal.damage]
+
     def birth(self, sent: Sent) -> float | None:
         """When the message was born, if this very one is in the journal, preprocessed."""
         live = self._live.get(sent.number or 0)
-        if live is None or live.entry.channels is None or b"token: %d\n" % sent.token not in live.entry.message:
+        if live is None or live.entry.channels is None:
+            return None
+        if b"token: %d\n" % sent.token not in message_of(self.disk, live.entry):
             return None
         return live.entry.birth
 
@@ -221,6 +230,11 @@ def entries_on(disk: SimulatedDisk) -> dict[int, Entry]:
     if not disk.exists(directory):
         return {}
     return replay(Journal(_JournalReader(disk), directory, SEGMENT).read())  # type: ignore[arg-type]
+
+
+def message_of(disk: SimulatedDisk, entry: Entry) -> bytes:
+    """The text of a message in the journal."""
+    return entry.message if entry.in_file is None else disk.contents(f"{QUEUE}/journal/{entry.number}")
 
 
 class _MessageReader:
@@ -387,6 +401,9 @@ class Machine:
             read_holds=lambda: Holds(self.holds),
         )
         self.manager.startService()
+        # Only a disk that breaks its word can damage what is in the journal.
+        if damage := self.queue.damage():
+            raise Violation(f"it thinks that the disk is damaged: {damage}")
 
     def _terminate(self) -> None:
         """TERM, and the end of the parts below, as the service does it."""
@@ -596,6 +613,12 @@ class Machine:
             if self.model is Model.JOURNAL or room != "todo" or number in messages
         ]
 
+    def _texts_in_journal(self) -> list[str]:
+        """Files of numbers that have the text of a message."""
+        folder = f"{QUEUE}/journal"
+        names = self.disk.names(folder) if self.disk.exists(folder) else []
+        return [f"journal/{one}" for one in names if one.isdigit() and self.disk.contents(f"{folder}/{one}")]
+
     def undone(self) -> set[bytes]:
         """Who would get something from the queue as it lies on disk."""
         found: set[bytes] = set()
@@ -721,7 +744,7 @@ class Machine:
                 raise Violation(f"mess/{number} is not inode {number}")
             if number in entries and self.stops == 1 and "mess" in has and has & {"info", "todo"}:
                 # For a daemon that knows nothing of the journal. (Settled once more, it may be in pieces.)
-                whole = self.disk.contents(self.layout.path("mess", number)) == entries[number].message
+                whole = self.disk.contents(self.layout.path("mess", number)) == message_of(self.disk, entries[number])
                 if not whole:
                     raise Violation(f"message {number} looks as if it were whole")
             if self.model is Model.POSIX or number in entries:
@@ -747,7 +770,7 @@ class Machine:
                 ):
                     raise Violation(f"message {sent.token} was accepted, but {recipient.decode()} has no result")
         self._judge_mailboxes(given)
-        if left := self._left():
+        if left := self._left() + self._texts_in_journal():
             raise Violation(f"never removed: {left}")
         if entries := entries_on(self.disk):
             raise Violation(f"still in the journal: {sorted(entries)}")

@@ -19,11 +19,12 @@ from typing import Any
 from unittest import mock
 
 import attrs
+from twisted.internet.defer import succeed
 
 from qtwist.files import disk as files_disk
 from qtwist.interfaces import MessageInfo, RecipientRecord
 from qtwist.mail.qsbmf import recipient_paragraph
-from qtwist.queue import accept, files, journal, journaled, preprocess, settle
+from qtwist.queue import accept, files, journal, journaled, large, preprocess, settle, writer
 from qtwist.queue.layout import LayoutError, create_queue, open_layout
 from qtwist.queue.store import Store
 from qtwist.send import manager, reporting, steering
@@ -48,6 +49,7 @@ STORIES = (
     Story([Life(_TWO_LIVES)], model=Model.POSIX, shared_sync=False),
 )
 
+_LARGE = ("send", b"ok", EVERYBODY, 70_000)
 _SMALL = [("send", b"ok", EVERYBODY[2:], 5000), ("settle",)]
 _TO_MAILDIR = [("send", b"ok", EVERYBODY[:1], 5000), ("settle",)]
 _OLD = ("send", b"ok", FAILURES[3:], 10)
@@ -58,6 +60,7 @@ JOURNAL_STORIES = (
     Story([Life([_OLD, *_SMALL * 12, ("advance", 7), *_SMALL * 5])], model=Model.POSIX, journal=True),
     Story([Life([("send", b"ok", EVERYBODY, 10), ("steps", 30), ("terminate",)])], model=Model.POSIX, journal=True),
     Story([Life([_OLD, ("hold", 0, True), *_TO_MAILDIR * 12])], model=Model.POSIX, journal=True),
+    Story([Life([_LARGE, ("settle",), ("abort", 70_000), ("settle",), _LARGE])], model=Model.POSIX, journal=True),
 )
 
 #: Mutations that nothing can notice, and why they are there.
@@ -321,12 +324,70 @@ def number_given_back_before_end() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def accepted_before_its_file_is_synced() -> Iterator[None]:
+    """The record of a large message before its text lasts."""
+
+    def swapped(self: Any, mess: Any) -> None:
+        self._disk.close(mess.fd)
+        mess.fd = None
+
+    accept_large = journaled.JournaledQueue._accept_large
+
+    def accepted(self: Any, submission: Any, size: int) -> Any:
+        def sync(accepted: Any) -> Any:
+            def run() -> None:
+                with contextlib.suppress(FileNotFoundError):
+                    fd = self._disk.open_read(f"{self._directory}/{number}")
+                    self._disk.fsync(fd)
+                    self._disk.close(fd)
+
+            return self._workers.run(run).addCallback(lambda _: accepted)
+
+        number = submission.mess.number
+        return accept_large(self, submission, size).addCallback(sync)
+
+    with (
+        mock.patch.object(large.LargeMessage, "flush", swapped),
+        mock.patch.object(journaled.JournaledQueue, "_accept_large", accepted),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def file_removed_before_end() -> Iterator[None]:
+    """The text of a large message goes while the journal may still hold it."""
+
+    def swapped(self: Any) -> Any:
+        return succeed(None)
+
+    with mock.patch.object(writer.JournalWriter, "durable", swapped):
+        yield
+
+
+@contextlib.contextmanager
+def file_removed_without_end() -> Iterator[None]:
+    """As before, with the next thing that is written to the journal instead of the next flush."""
+
+    write = writer.JournalWriter._write
+
+    def written(self: Any, records: Any, sync: bool) -> Any:
+        self._wait_no_longer()
+        return write(self, records, sync)
+
+    with mock.patch.object(writer.JournalWriter, "_write", written):
+        yield
+
+
 JOURNAL_SWAPS: Sequence[Callable[[], contextlib.AbstractContextManager[None]]] = (
     ended_before_settled,
     info_before_contents,
     number_freed_before_end,
     released_with_messages,
     number_given_back_before_end,
+    accepted_before_its_file_is_synced,
+    file_removed_before_end,
+    file_removed_without_end,
 )
 
 SWAPS: Sequence[Callable[[], contextlib.AbstractContextManager[None]]] = (
@@ -376,7 +437,7 @@ def a_new_queue(home: str) -> str | None:
     return None
 
 
-_JOURNAL = re.compile(r"queue/(journal|numbers|recovery|settle)\.py")
+_JOURNAL = re.compile(r"queue/(journal|large|numbers|recovery|settle)\.py")
 
 
 def judge_site(home: str, site: str, seeds: int) -> str | None:

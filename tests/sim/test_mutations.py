@@ -25,6 +25,7 @@ _SYNCS = (
     "_make_file lock",
     "journal.py:write journal",
     "journal.py:_create journal",
+    "large.py:flush journal",
     "settle.py:settle info",
     "settle.py:settle journal",
 )
