@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer
-from twisted.internet.protocol import Protocol as TwistedProtocol
-from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from qtwist.interfaces import IIncomingMessage, QueueError
 from qtwist.mail.address import Address
 from qtwist.mail.envelope import Envelope
 from qtwist.policy.base import Drop, Opinion, Refusal, consult
 from qtwist.policy.content import Discarded, KeptAside, discard
+from qtwist.pumping import PumpingConnection
 from qtwist.wire.smtp_reply import Reply
-from qtwist.writing import write
 
 if TYPE_CHECKING:
     from qtwist.policy.serving import Hooks, PolicyFactory
     from qtwist.policy.session import Session
-    from qtwist.policy.trace import Tracer
 
 HEADER_SHOWN = 65536  # octets of the header that the message hook gets at most
 
@@ -33,160 +28,30 @@ NO_GREETING = Reply(421, TROUBLE.text)
 NO_ROOM = Reply(451, b"the message cannot be looked at now, try again later (#4.3.0)")
 
 
-class Engine(Protocol):
-    """What the engine of such a connection has to have."""
-
-    @property
-    def closed(self) -> bool:
-        """All is said."""
-
-    @property
-    def wants_input(self) -> bool:
-        """False when so much lies unread that nothing more should be read for now."""
-
-    def next_event(self) -> Any:
-        """What to do next, None when there is nothing."""
-
-    def data_to_send(self) -> bytes:
-        """What to send to the client now."""
-
-
-@implementer(IPushProducer)
-class PolicyConnection(TwistedProtocol):
-    """Feeds an engine and does what it asks, one thing after the other.
-
-    It reads no further than the disk can follow and the client takes its answers. A subclass says what is done at
-    each event (`handlers`), in whose name it logs, and how the connection is left (:meth:`leave`).
-    """
+class PolicyConnection(PumpingConnection):
+    """Asks the policies, and reads no further than the disk can follow."""
 
     factory: PolicyFactory[Any]
     session: Session
-    log: ClassVar[Logger]
-    handlers: ClassVar[Mapping[type, Callable[[Any, Any], None]]]
     proxied: Any = None  # the addresses that a proxy has told (qtwist.proxying), where one did
 
     def __init__(self) -> None:
-        self._engine: Any = None
+        super().__init__()
         self._incoming: IIncomingMessage | None = None
         self._header: HeaderShown | None = None
-        self._waiting: Deferred[Any] | None = None
-        self._may_cancel = False
-        self._pumping = False
-        self._choked = False  # the client does not take our answers
-        self._paused = False  # we do not read from the client
-        self._leaving = False  # all is said, or the connection is gone
-        self._last = 0.0  # from when on it is the client who keeps us waiting
         self._asked: tuple[object, ...] = ()  # what the policies were asked about last
-        self.tracer: Tracer | None = None
         self.hooks: Hooks = {}
         self.has_program = False  # whether there was control/qmailqueue when the client came
 
-    # What the transport calls
+    @property
+    def name(self) -> str:
+        return self.session.id
 
     def hear(self, data: bytes) -> None:
         """Note that the client has sent something. The first thing that dataReceived does."""
         self.session.heard += len(data)
         if self.tracer is not None:
             self.tracer.received(data)
-
-    def pauseProducing(self) -> None:
-        self._choked = True
-        self._regulate()
-
-    def resumeProducing(self) -> None:
-        self._choked = False
-        self._last = self.factory.clock.seconds()
-        self._pump()
-
-    def stopProducing(self) -> None:
-        """The connection is lost; connectionLost does what there is to do."""
-
-    def drain(self) -> None:
-        """Leave now, or when what the client has begun was answered."""
-        raise NotImplementedError
-
-    def abort(self) -> None:
-        """End the connection at once."""
-        transport: Any = self.transport
-        transport.abortConnection()
-
-    def leave(self) -> None:
-        """All is said, and the transport has no producer any more."""
-        transport: Any = self.transport
-        transport.loseConnection()
-
-    # The pump
-
-    def _pump(self) -> None:
-        """Handle events until there is nothing more to do now, then send what there is to say."""
-        if self._pumping:
-            return
-        engine: Engine = self._engine
-        self._pumping = True
-        try:
-            while self._waiting is None and not self._choked:
-                event = engine.next_event()
-                if event is None:
-                    break
-                self.handlers[type(event)](self, event)
-        finally:
-            self._pumping = False
-        data = engine.data_to_send()
-        transport: Any = self.transport
-        if data:
-            if self.tracer is not None:
-                self.tracer.sent(data)
-            self._last = self.factory.clock.seconds()
-            write(transport, data)
-        if not engine.closed:
-            self._regulate()
-        elif not self._leaving:
-            self._leaving = True
-            transport.unregisterProducer()
-            self.leave()
-
-    def _regulate(self) -> None:
-        """Read from the client, or do not."""
-        pause = self._choked or not self._engine.wants_input
-        if pause != self._paused and not self._leaving:
-            self._paused = pause
-            transport: Any = self.transport
-            if pause:
-                transport.pauseProducing()
-            else:
-                transport.resumeProducing()
-
-    def _wait(
-        self,
-        deferred: Deferred[Any],
-        done: Callable[[Any], None],
-        failed: Callable[[Failure], None],
-        may_cancel: bool = False,
-    ) -> None:
-        """Handle no event until `deferred` has fired and `done` or `failed` has run. One at a time."""
-        self._waiting = deferred
-        self._may_cancel = may_cancel
-
-        def finished(result: Any) -> None:
-            self._waiting = None
-            if isinstance(result, Failure):
-                failed(result)
-            else:
-                done(result)
-            if not self._leaving:
-                self._last = self.factory.clock.seconds()
-                self._pump()
-
-        deferred.addBoth(finished).addErrback(self._give_up)
-
-    def _give_up(self, failure: Failure) -> None:
-        self.log.failure("{id}: connection given up", failure, id=self.session.id)
-        self.abort()
-
-    def _stop_asking(self) -> None:
-        """What waits for a policy waits no longer."""
-        if self._waiting is not None and self._may_cancel:
-            self._waiting.cancel()
 
     # Questions to the policies
 

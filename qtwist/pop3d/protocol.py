@@ -10,18 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 from twisted.cred.credentials import UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IPushProducer
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from qtwist.auth.credentials import APOPCredentials, credentials_of
 from qtwist.auth.errors import LoginUnavailable
 from qtwist.control import ControlError
 from qtwist.policy.session import is_local, plain_ip
-from qtwist.policy.trace import Tracer
 from qtwist.pop3d.interfaces import (
     IMaildrop,
     MaildropError,
@@ -29,6 +26,7 @@ from qtwist.pop3d.interfaces import (
     MaildropTrouble,
     MessageGone,
 )
+from qtwist.pumping import PumpingConnection
 from qtwist.tls.binding import channel_bindings
 from qtwist.tls.info import TLSInfo
 from qtwist.tls.serving import TLSConnection
@@ -36,7 +34,6 @@ from qtwist.wire import pop3_server as wire
 from qtwist.wire.pop3_server import BAD_CREDENTIALS, IN_USE, PERMANENT, TEMPORARY, POP3Server
 from qtwist.wire.sasl import Channel, SaltWanted
 from qtwist.wire.sasl_mechanisms import SCRAM, Claimed, Confirmed, offered
-from qtwist.writing import write
 
 if TYPE_CHECKING:
     from qtwist.pop3d.factory import POP3Factory
@@ -61,8 +58,7 @@ TROUBLE = b"the mailbox cannot be read now, try again later"
 GONE = b"the message is no longer there"
 
 
-@implementer(IPushProducer)
-class POP3Protocol(TLSConnection, Protocol):
+class POP3Protocol(TLSConnection, PumpingConnection):
     """Feeds a :class:`POP3Server` and does what it asks.
 
     It reads no further than the client takes its answers, and a message no faster. A client that says nothing, or does
@@ -70,13 +66,14 @@ class POP3Protocol(TLSConnection, Protocol):
     """
 
     factory: POP3Factory
+    log = log
 
     def __init__(self) -> None:
+        super().__init__()
         self.variables: dict[bytes, bytes] = {}  # that a rule has set for the client
         self._id = os.urandom(8).hex()
         self._ip = ""
         self._counted = False  # in factory.clients
-        self._tracer: Tracer | None = None
         self._engine = POP3Server(b"")
         self._maildrop: Any = None
         self._source: Any = None
@@ -84,18 +81,11 @@ class POP3Protocol(TLSConnection, Protocol):
         self._user = ""
         self._method = ""
         self._emails: tuple[bytes, ...] = ()  # in the certificate that the client has shown
-        self._waiting: Deferred[Any] | None = None
-        self._may_cancel = False
-        self._pumping = False
-        self._choked = False  # the client does not take our answers
-        self._paused = False  # we do not read from the client
-        self._leaving = False  # all is said, or the connection is gone
         self._end = "lost"
         self._retrieved = 0
         self._deleted = 0
         self._octets = 0
         self._gathered = 0  # octets of messages in what is to be sent
-        self._last = 0.0  # from when on it is the client who keeps us waiting
         self._timeout = 1200
         self._timer: IDelayedCall | None = None
 
@@ -109,7 +99,7 @@ class POP3Protocol(TLSConnection, Protocol):
             set_no_delay(True)
         self._ip = plain_ip(getattr((self.proxied or transport).getPeer(), "host", ""))
         others = factory.connection_made(self)
-        self._tracer = factory.traces.begin(self._id, self._ip)
+        self.tracer = factory.traces.begin(self._id, self._ip)
         transport.registerProducer(self, True)
         try:
             settings = factory.settings.get()
@@ -172,8 +162,8 @@ class POP3Protocol(TLSConnection, Protocol):
         return reason is not None
 
     def dataReceived(self, data: bytes) -> None:
-        if self._tracer is not None:
-            self._tracer.received(data)
+        if self.tracer is not None:
+            self.tracer.received(data)
         self._engine.receive(data)
         self._pump()
 
@@ -181,16 +171,15 @@ class POP3Protocol(TLSConnection, Protocol):
         self._leaving = True
         if self._counted:
             self.factory.clients.leave(self._ip)
-        if self._tracer is not None:
-            self._tracer.end()
+        if self.tracer is not None:
+            self.tracer.end()
         self._engine.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self.tls_lost(reason)
         if self._waiting is not None:
-            if self._may_cancel:
-                self._waiting.cancel()
+            self._stop_asking()
         else:
             self._close_source()
         if self._maildrop is not None:
@@ -206,17 +195,9 @@ class POP3Protocol(TLSConnection, Protocol):
             self._close_maildrop()
         self.factory.connection_lost(self)
 
-    def pauseProducing(self) -> None:
-        self._choked = True
-        self._regulate()
-
-    def resumeProducing(self) -> None:
-        self._choked = False
-        self._last = self.factory.clock.seconds()
-        self._pump()
-
-    def stopProducing(self) -> None:
-        """The connection is lost; connectionLost does what there is to do."""
+    @property
+    def name(self) -> str:
+        return self._id
 
     # What the factory calls
 
@@ -226,93 +207,38 @@ class POP3Protocol(TLSConnection, Protocol):
             self.abort()
         elif not (self._engine.in_transaction or self._engine.closed):
             self._engine.end(CLOSING, TEMPORARY)
-            if self._waiting is not None and self._may_cancel:
-                self._waiting.cancel()
+            self._stop_asking()
             self._pump()
 
-    def abort(self) -> None:
-        """End the connection at once."""
-        transport: Any = self.transport
-        transport.abortConnection()
+    def leave(self) -> None:
+        self.leave_tls()
 
     # The pump
 
     def _pump(self) -> None:
-        """Handle events until there is nothing more to do now; send what there is to say."""
-        if self._pumping or self.handshaking:
-            return
+        if not self.handshaking:
+            super()._pump()
+
+    def _work(self) -> None:
         engine = self._engine
-        self._pumping = True
-        try:
-            while self._waiting is None and not self._choked and not self._leaving:
-                if self._source is not None:
-                    self._wait(self._source.read(), self._on_part, self._broken)
-                    if self._waiting is not None or self._gathered >= TOGETHER:
-                        self._flush()
-                    continue
-                event = engine.next_event()
-                if event is None:
-                    break
-                self._handlers[type(event)](self, event)
-        finally:
-            self._pumping = False
-        self._flush()
-        if not engine.closed:
-            self._regulate()
-        elif not self._leaving:
-            self._leaving = True
-            transport: Any = self.transport
-            transport.unregisterProducer()
-            self.leave_tls()
+        while self._waiting is None and not self._choked and not self._leaving:
+            if self._source is not None:
+                self._wait(self._source.read(), self._on_part, self._broken)
+                if self._waiting is not None or self._gathered >= TOGETHER:
+                    self._flush()
+                continue
+            event = engine.next_event()
+            if event is None:
+                break
+            self.handlers[type(event)](self, event)
 
     def _flush(self) -> None:
         self._gathered = 0
-        data = self._engine.data_to_send()
-        if data:
-            if self._tracer is not None:
-                self._tracer.sent(data)
-            self._last = self.factory.clock.seconds()
-            transport: Any = self.transport
-            write(transport, data)
+        super()._flush()
 
-    def _regulate(self) -> None:
-        """Read from the client, or do not."""
-        pause = self._choked or not self._engine.wants_input
-        if pause != self._paused and not self._leaving:
-            self._paused = pause
-            transport: Any = self.transport
-            if pause:
-                transport.pauseProducing()
-            else:
-                transport.resumeProducing()
-
-    def _wait(
-        self,
-        deferred: Deferred[Any],
-        done: Callable[[Any], None],
-        failed: Callable[[Failure], None],
-        may_cancel: bool = False,
-    ) -> None:
-        """Handle no event until `deferred` has fired and `done` or `failed` has run. One at a time."""
-        self._waiting = deferred
-        self._may_cancel = may_cancel
-
-        def finished(result: Any) -> None:
-            self._waiting = None
-            if isinstance(result, Failure):
-                failed(result)
-            else:
-                done(result)
-            if not self._leaving:
-                self._last = self.factory.clock.seconds()
-                self._pump()
-
-        def broken(failure: Failure) -> None:
-            log.failure("{id}: connection given up", failure, id=self._id)
-            self._end = "error"
-            self.abort()
-
-        deferred.addBoth(finished).addErrback(broken)
+    def _give_up(self, failure: Failure) -> None:
+        self._end = "error"
+        super()._give_up(failure)
 
     def _tick(self) -> None:
         """The timer has run out: was the client really silent for so long?"""
@@ -531,7 +457,7 @@ class POP3Protocol(TLSConnection, Protocol):
         if logout is not None:
             logout()
 
-    _handlers: ClassVar[dict[type, Callable[[POP3Protocol, Any], None]]] = {
+    handlers: ClassVar[dict[type, Callable[[POP3Protocol, Any], None]]] = {
         wire.StartTLS: _on_start_tls,
         wire.Login: _on_login,
         wire.MechanismsWanted: _on_mechanisms_wanted,
