@@ -114,6 +114,7 @@ class ServerTests(TLSCase):
         with ThreadPoolExecutor(4) as pool:
             clients = [pool.submit(visit) for _ in range(4)]
             try:
+                wait_until("the first one to be seen", lambda: len(seen) == 1)
                 for number in range(12):
                     before = len(seen)
                     if number % 4 == 3:
