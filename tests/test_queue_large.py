@@ -15,7 +15,7 @@ from qtwist.files.disk import Disk, RealDisk
 from qtwist.interfaces import Accepted, QueueError
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.queue import journal as records
-from qtwist.queue import journaled
+from qtwist.queue import journaled, settling
 from qtwist.queue.accept import BAD_ENVELOPE, WRITE_ERROR
 from qtwist.queue.incoming_entry import IncomingEntry
 from qtwist.queue.journal import KEPT, Entry, Journal, Record, replay
@@ -156,7 +156,7 @@ class InFileTests(LargeCase):
         """A journal that takes nothing more when the message is there: it becomes qmail's files, with its number."""
         queue = self.start()
         message = await self.write(queue, TEXT)
-        self.patch(journaled, "MOST_MESSAGES", 0)
+        self.patch(settling, "MOST_MESSAGES", 0)
         accepted = await message.commit(JOE)
         self.assertEqual(read(self.layout.path("mess", accepted.number)).partition(b"\n")[2], TEXT)
         self.assertEqual(await queue.todo(), [accepted.number])

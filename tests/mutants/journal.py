@@ -109,7 +109,7 @@ JOURNAL = (
     ),
     of(
         "journal: the end of a message is not written",
-        "queue/journaled.py",
+        "queue/settling.py",
         "        self._writer.append(Record(records.END, number))\n        self._forget(live)\n        if live",
         "        self._forget(live)\n        if live",
         "test_queue_journal",
@@ -118,14 +118,14 @@ JOURNAL = (
     ),
     of(
         "journal: the file of a large message goes before its end is durable",
-        "queue/journaled.py",
+        "queue/settling.py",
         "self._writer.durable().addCallback(lambda _: self._remove_file(number))\n        return None",
         "self._remove_file(number)\n        return None",
         "test_queue_large",
     ),
     of(
         "journal: the file of a large message serves another one",
-        "queue/journaled.py",
+        "queue/settling.py",
         "        if live.entry.in_file is None:\n            self._numbers.give_back(number)",
         "        if True:\n            self._numbers.give_back(number)",
         "test_queue_large",
@@ -172,14 +172,14 @@ JOURNAL = (
     ),
     of(
         "journal: no bound on messages",
-        "queue/journaled.py",
+        "queue/settling.py",
         "len(self._live) >= MOST_MESSAGES or ",
         "",
         "sim.test_journal.InMemory",
     ),
     of(
         "journal: ended although not all settled",
-        "queue/journaled.py",
+        "queue/settling.py",
         "        if failed:\n            raise OSError",
         "        if failed < 0:\n            raise OSError",
         "test_queue_journal",

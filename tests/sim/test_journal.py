@@ -13,7 +13,7 @@ import attrs
 from hypothesis import HealthCheck, given, settings
 from twisted.trial.unittest import SynchronousTestCase
 
-from qtwist.queue import journaled
+from qtwist.queue import settling
 from qtwist.queue.live import Live
 from tests.sim.disk import Model
 from tests.sim.machine import QUEUE, Life, Machine, SimulatedJournaledQueue, Stop, entries_on
@@ -269,7 +269,7 @@ class InMemory(JournalCase):
         """What the journal has no room for goes to files at once."""
         machine = self.machine()
         for most, in_journal in ((1, 1), (0, 0)):
-            self.patch(journaled, "MOST_MESSAGES", most)
+            self.patch(settling, "MOST_MESSAGES", most)
             machine._act(send(*SLOW))
             while machine.sent[-1].state != "accepted":
                 machine.reactor.advance(0)
