@@ -136,10 +136,15 @@ class Content:
 
 def pack(record: Record, use: Use) -> bytes:
     """A record as it stands in a segment."""
+    return b"".join(_pieces(record, use))
+
+
+def _pieces(record: Record, use: Use) -> tuple[bytes, ...]:
+    """The same, not copied."""
     length = len(record.payload)
     head = _HEAD.pack(0, length, use.generation, use.secret, record.kind, record.number)[_CHECKSUM:]
     checksum = zlib.crc32(record.payload, zlib.crc32(head))
-    return b"".join((checksum.to_bytes(_CHECKSUM, "big"), head, record.payload))
+    return checksum.to_bytes(_CHECKSUM, "big"), head, record.payload
 
 
 def pack_first(use: Use, oldest: int) -> bytes:
@@ -291,21 +296,23 @@ class Journal:
         parts: list[bytes] = []
         size = 0
         for record in records:
-            data = pack(record, self._use)
+            pieces = _pieces(record, self._use)
             if self._tell_flush:
                 self._tell_flush = False
-                data = pack(Record(_FLUSHED, 0), self._use) + data
-            if self._offset + size + len(data) > self._room:
+                pieces = (pack(Record(_FLUSHED, 0), self._use), *pieces)
+            length = sum(map(len, pieces))
+            if self._offset + size + length > self._room:
                 self._append(parts)
                 parts, size = [], 0
                 self._sync()
                 self._rotate()
                 self._tell_flush = False  # there is but the first record
-                data = pack(record, self._use)
-                if self._offset + len(data) > self._room:
-                    raise OSError(errno.EFBIG, f"a record of {len(data)} octets does not fit in a segment")
-            parts.append(data)
-            size += len(data)
+                pieces = _pieces(record, self._use)
+                length = sum(map(len, pieces))
+                if self._offset + length > self._room:
+                    raise OSError(errno.EFBIG, f"a record of {length} octets does not fit in a segment")
+            parts += pieces
+            size += length
         self._append(parts)
         if sync:
             self._sync()
