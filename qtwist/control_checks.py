@@ -245,7 +245,10 @@ def network(line: bytes) -> str | None:
 
 def turn(line: bytes) -> str | None:
     """A line of etrnclients or autoturn."""
+    from qtwist.mail.domains import ascii_domain
+
     name, colon, clients = line.partition(b":")
+    name = ascii_domain(name)
     if colon and re.fullmatch(rb"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,253}[A-Za-z0-9])?", name) and network(clients) is None:
         return None
     return "domain:address or domain:network, such as example.org:192.0.2.7"

@@ -94,6 +94,20 @@ class LookingTests(SteerCase, SynchronousTestCase):
         self.assertIn("    remote a@far.test  next now\n", output)
         self.assertNotIn("b@far.test", output)
 
+    def test_either_spelling(self) -> None:
+        """Of a domain that is not ASCII; they count as one."""
+        domains = ("bücher.example", "xn--bcher-kva.example")
+        numbers = [
+            put_message(self.layout, b"x: y\n\n", info=b"Fa@b.test\0", remote=b"Tx@" + domain.encode() + b"\0")
+            for domain in domains
+        ]
+        for domain in domains:
+            self.assertEqual(self.listed("--host", domain), sorted(numbers))
+            self.assertEqual(self.listed("--recipient", "X@" + domain), sorted(numbers))
+            self.assertEqual(self.listed("--host", "*." + domain), [])
+        rows = [json.loads(line) for line in self.done("shape", "--json").splitlines()]
+        self.assertIn(("xn--bcher-kva.example", 2), [(row["name"], row["total"]) for row in rows])
+
     def test_hostile_address(self) -> None:
         """Nothing that a sender chose reaches the terminal as a control character."""
         put_message(self.layout, b"x\x1b[2J: y\n\n", info=b"F\x1b]0;x\x07\xff@x.test\0", local=b"Tj\x1b@here.test\0")

@@ -14,6 +14,7 @@ from qtwist.files.assign import Assignment
 from qtwist.local.dotqmail import MAXIMUM_SIZE, Forward, candidates, instructions
 from qtwist.local.errors import NO_ALIAS, DeliveryError, is_temporary, reason
 from qtwist.local.users import Account, Users, folder_account, system_account
+from qtwist.mail.domains import ascii_address
 
 
 class Addresses:
@@ -35,7 +36,7 @@ class Addresses:
 
         MailboxError or ControlError when that cannot be found out now.
         """
-        login, address = login.lower(), address.lower()
+        login, address = ascii_address(login), ascii_address(address)
         if not address or address == login:
             return bool(address)
         try:

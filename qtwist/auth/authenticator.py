@@ -16,6 +16,7 @@ from zope.interface import Interface
 from qtwist.auth.errors import LoginUnavailable
 from qtwist.auth.guessing import Guard
 from qtwist.auth.origin import Origin, current_origin
+from qtwist.mail.domains import ascii_address
 from qtwist.wire.sasl_mechanisms import BY_PASSWORD
 
 __all__ = ["Authenticator", "IChallenging", "LoginUnavailable"]
@@ -79,8 +80,8 @@ class Authenticator:
         self, credentials: Any, remote_ip: str, service: str, interfaces: tuple[type[Interface], ...]
     ) -> tuple[Any, Any]:
         name: bytes = credentials.username
-        # Names are told apart as the store does it: a guesser gains nothing by letter case.
-        counted = name[:_SHOWN].lower()
+        # Names are told apart as the store does it: a guesser gains nothing by another spelling.
+        counted = ascii_address(name[:_SHOWN])
         about = {"user": _show(name), "ip": remote_ip, "service": service}
         clock, guard = self._clock, self._guard
         wait = guard.wait(remote_ip, counted, clock.seconds())

@@ -15,6 +15,7 @@ import attrs
 from twisted.cred.credentials import ICredentials, IUsernameHashedPassword, UsernamePassword
 from zope.interface import Attribute, implementer
 
+from qtwist.mail.domains import ascii_address
 from qtwist.wire.sasl import Certificate, Claim, Digest, Secret
 
 
@@ -91,8 +92,8 @@ def credentials_of(claim: Claim, emails: Sequence[bytes] = ()) -> Any:
     `emails` are the addresses in the client's certificate, if it is believed.
     """
     if isinstance(claim, Certificate):
-        wanted = claim.authzid.lower()
-        names = [email for email in emails if wanted in (b"", email.lower())]
+        wanted = ascii_address(claim.authzid)
+        names = [email for email in emails if wanted in (b"", ascii_address(email))]
         return CertifiedName(names[0]) if names else None
     if isinstance(claim, Secret):
         return UsernamePassword(claim.username, claim.password)

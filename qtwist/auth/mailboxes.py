@@ -21,6 +21,7 @@ from qtwist.local import users
 from qtwist.local.dotqmail import MAXIMUM_SIZE, BlankStart, Maildir, candidates, instructions
 from qtwist.local.errors import DeliveryError, is_temporary, reason
 from qtwist.local.users import Users, by_account
+from qtwist.mail.domains import ascii_address, ascii_domain
 
 #: Where mail goes when nobody says otherwise.
 DEFAULT_MAILDIR = b"./Maildir/"
@@ -57,9 +58,10 @@ class Mailboxes:
     def names(self, name: bytes) -> tuple[bytes, ...]:
         """The names that a login may have in the credential store, in the order in which they count.
 
-        That is the name in lower case; for an address in a local domain also the part before the ``@``.
+        That is the name in lower case, its domain in ASCII; for an address in a local domain also the part before the
+        ``@``.
         """
-        lowered = name.lower()
+        lowered = ascii_address(name)
         box, at, domain = lowered.rpartition(b"@")
         return (lowered, box) if at and box and domain in self._locals() else (lowered,)
 
@@ -137,7 +139,7 @@ class Mailboxes:
         if lines is None:
             me = read(self._path("me"))
             lines = [] if me is None else [first_line(me)]
-        return [line.lower() for line in lines]
+        return [ascii_domain(line) for line in lines]
 
     def _lines(self, control: str) -> list[bytes] | None:
         text = read(self._path(control))

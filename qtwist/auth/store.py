@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from qtwist.auth import hashing
 from qtwist.auth.scram import ScramKeys
 from qtwist.files import replacing
+from qtwist.mail.domains import ascii_address
 
 #: The longest login name, in octets (RFC 5321 §4.5.3.1 gives an address no more).
 LONGEST_NAME = 254
@@ -73,7 +74,8 @@ def split_record(record: bytes) -> tuple[bytes, bytes]:
 
 
 def parse(text: bytes, path: str = "credentials") -> dict[bytes, bytes]:
-    """The records by names, from the text of a store. StoreError with the number of the first line that is not right.
+    """The records by names, their domains in ASCII, from the text of a store. StoreError with the number of the first
+    line that is not right.
 
     A record is a hash, or a hash, a blank, and SCRAM's keys.
     """
@@ -84,6 +86,7 @@ def parse(text: bytes, path: str = "credentials") -> dict[bytes, bytes]:
         name, colon, record = line.partition(b":")
         if not colon or not is_name(name) or name != name.lower():
             raise StoreError(path, number, "expected NAME:HASH, the name in lower case")
+        name = ascii_address(name)
         if name in found:
             raise StoreError(path, number, f"expected each name once, {name.decode('utf-8', 'replace')!a} was there")
         try:
@@ -134,12 +137,13 @@ class _Contents:
 def changed_text(text: bytes, name: bytes, record: bytes | None) -> bytes:
     """The text of a store with the line of `name` replaced or added, or left out where `record` is None."""
     new = None if record is None else name + b":" + record
+    key = ascii_address(name)
     lines = text.split(b"\n")
     if not lines[-1]:
         lines.pop()
     kept: list[bytes] = []
     for line in lines:
-        if line.partition(b":")[0] != name:
+        if ascii_address(line.partition(b":")[0]) != key:
             kept.append(line)
         elif new is not None:
             kept.append(new)
@@ -165,12 +169,12 @@ class CredentialStore:
 
     def get(self, name: bytes) -> bytes | None:
         """The hash of `name`, None when it is not in the store. StoreError when the store is wrong or unreadable."""
-        record = self._current().records.get(name)
+        record = self._current().records.get(ascii_address(name))
         return None if record is None else split_record(record)[0]
 
     def scram(self, name: bytes) -> ScramKeys | None:
         """SCRAM's keys of `name`, None when there are none. StoreError as for :meth:`get`."""
-        keys = split_record(self._current().records.get(name, b""))[1]
+        keys = split_record(self._current().records.get(ascii_address(name), b""))[1]
         return ScramKeys.parse(keys) if keys else None
 
     def salt_key(self) -> bytes:
@@ -219,7 +223,7 @@ class CredentialStore:
     def upgrade(self, name: bytes, old: bytes, new: bytes) -> bool:
         """Replace the hash of `name` if it is `old`; whether it was. StoreError, OSError."""
         with self._changing() as (text, write):
-            found, keys = split_record(parse(text, self.path).get(name, b""))
+            found, keys = split_record(parse(text, self.path).get(ascii_address(name), b""))
             if found != old:
                 return False
             write(changed_text(text, name, new + b" " + keys if keys else new))
@@ -228,7 +232,7 @@ class CredentialStore:
     def delete(self, name: bytes) -> bool:
         """Remove `name`; whether it was there. StoreError, OSError."""
         with self._changing() as (text, write):
-            if name not in parse(text, self.path):
+            if ascii_address(name) not in parse(text, self.path):
                 return False
             write(changed_text(text, name, None))
         return True

@@ -10,6 +10,7 @@ from qtwist.commands.base import PERMANENT, TEMPORARY, blocks, die, home, parse,
 from qtwist.control_reading import ControlError, first_line, read, split_lines
 from qtwist.inject.injection import Injection, InjectionError, Settings
 from qtwist.inject.splitting import HeaderTooLong, Splitter
+from qtwist.mail.domains import ascii_key
 from qtwist.queue.client import QueueRefused, submit
 
 TYPE_CHECKING = False
@@ -151,7 +152,7 @@ def _settings(environ: Mapping[str, str]) -> Settings:
     return Settings(
         {os.fsencode(name): os.fsencode(value) for name, value in environ.items()},
         lambda name: control_host(place, name),
-        frozenset(line.lower() for _, line in split_lines(text or b"")),
+        frozenset(ascii_key(line) for _, line in split_lines(text or b"")),
     )
 
 

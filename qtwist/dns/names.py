@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import ipaddress
 
+from qtwist.mail.domains import ascii_domain
+
 MAX_LABEL = 63
 MAX_NAME = 253  # without a trailing dot; 255 octets on the wire (RFC 1035 §2.3.4)
 
 
 def canonical(name: bytes) -> bytes | None:
-    """`name` in lower case and without a trailing dot, or None when it cannot stand in the DNS.
+    """`name` in lower case, in ASCII and without a trailing dot, or None when it cannot stand in the DNS.
 
     None is for empty names, empty labels, labels over 63 and names over 253 octets.
     """
-    name = name.removesuffix(b".").lower()
+    name = ascii_domain(name.removesuffix(b"."))
     if not name or len(name) > MAX_NAME:
         return None
     if not all(1 <= len(label) <= MAX_LABEL for label in name.split(b".")):

@@ -13,6 +13,8 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 import attrs
 
+from qtwist.mail.domains import ascii_domain
+
 # An IPv6 address has colons of its own, so a key ends where its verdict starts. Other rules mean the same as ever.
 _LINE = re.compile(rb"(?P<key>(?:(?!:allow|:deny).)*):(?P<verdict>allow|deny)(?P<variables>(?:,.*)?)", re.DOTALL)
 _VARIABLE = re.compile(rb",([^=]*)=(.)", re.DOTALL)
@@ -75,7 +77,7 @@ def _keys(address: bytes) -> list[bytes] | None:
     """The addresses that ``1.2.3-9.`` and the like stand for; None for a hyphen that stands for nothing, and for a
     network that is none."""
     if b"=" in address or b"@" in address:
-        return [address]
+        return [_spelled(address)]
     if b"/" in address:
         network = _canonical_network(address)
         return None if network is None else [network]
@@ -88,6 +90,12 @@ def _keys(address: bytes) -> list[bytes] | None:
         return None
     low, high = _number(match["low"]), min(_number(match["high"]), _HIGHEST)
     return [b"%b%d%b" % (match["head"], number, match["tail"]) for number in range(low, high + 1)]
+
+
+def _spelled(address: bytes) -> bytes:
+    """A rule about names, as the DNS has them (RFC 5890 §2.3.2.1); in ASCII it stays as it is."""
+    head, equals, name = address.rpartition(b"=")
+    return address if address.isascii() else head + equals + ascii_domain(name)
 
 
 def _canonical_network(address: bytes) -> bytes | None:

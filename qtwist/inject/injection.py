@@ -21,6 +21,7 @@ from qtwist.inject.tokens import (
     unquote,
 )
 from qtwist.mail.dates import rfc822_date
+from qtwist.mail.domains import ascii_key
 from qtwist.mail.quoting import needs_quotes, quote2
 
 TYPE_CHECKING = False
@@ -41,7 +42,7 @@ class Settings:
     """Who sends a message, and by which rules.
 
     `environ` is the environment, `control` gives the first line of a control file or its default, `followup` are the
-    addresses of the file $QMAILMFTFILE, in lower case. InjectionError when a host name cannot be read as one.
+    addresses of the file $QMAILMFTFILE, by :func:`ascii_key`. InjectionError when a host name cannot be read as one.
     """
 
     def __init__(
@@ -220,7 +221,7 @@ class Injection:
     def _followup(self) -> bytes:
         """Mail-Followup-To where a mailing list of the user is addressed (§19.5), else nothing."""
         listed = self.settings.followup
-        if not listed or b"mail-followup-to" in self._seen or all(to.lower() not in listed for to in self._public):
+        if not listed or b"mail-followup-to" in self._seen or all(ascii_key(to) not in listed for to in self._public):
             return b""
         return b"Mail-Followup-To: " + b",\n  ".join(_one_line(quote2(to)) for to in reversed(self._public)) + b"\n"
 

@@ -33,6 +33,21 @@ def ascii_key(address: bytes) -> bytes:
     return local.lower() + at + ascii_domain(domain)
 
 
+def ascii_address(address: bytes) -> bytes:
+    """The same for an address, a login or ``@domain``: what has no ``@`` has no domain, and is put in lower case."""
+    return ascii_key(address) if b"@" in address else address.lower()
+
+
+def utf8_domain(domain: bytes) -> bytes:
+    """`domain` in lower case, with U-labels for A-labels where they are right."""
+    domain = ascii_domain(domain)
+    if b"xn--" not in domain:
+        return domain
+    from qtwist.mail.labels import utf8_label
+
+    return b".".join(map(utf8_label, domain.split(b".")))
+
+
 def is_utf8(text: bytes) -> bool:
     """Whether `text` is UTF-8; all ASCII is."""
     if text.isascii():

@@ -18,6 +18,7 @@ from urllib.parse import unquote_to_bytes
 
 import attrs
 
+from qtwist.mail.domains import ascii_key
 from qtwist.mail.verp import bounce_address
 
 MESSAGE = "message"
@@ -36,7 +37,7 @@ _REASON_LIMIT = 200
 
 @attrs.frozen
 class Hold:
-    """One line: `kind` is one of KINDS, `value` in its plain form and lower case, `reason` one line for people."""
+    """One line: `kind` is one of KINDS, `value` plain, in lower case, domains in ASCII, `reason` one line of text."""
 
     kind: str
     value: bytes
@@ -47,7 +48,7 @@ class Hold:
         """A hold from what somebody typed. ValueError when the kind or the value makes no sense."""
         if kind not in KINDS:
             raise ValueError(f"a hold is for one of: {', '.join(KINDS)}")
-        value = value.lower()
+        value = ascii_key(value)
         if kind == SENDER and value == b"<>":
             value = b""
         if kind == MESSAGE and not _MESSAGE.fullmatch(value):
@@ -105,7 +106,7 @@ class Holds:
         return self._by_address(DESTINATION, address) if self._found else None
 
     def _by_address(self, kind: str, address: bytes) -> Hold | None:
-        address = address.lower()
+        address = ascii_key(address)
         found = self._found.get((kind, address))
         if found is None and (domain := address.rpartition(b"@")[2]):
             found = self._found.get((kind, domain)) or self._found.get((kind, b"@" + domain))

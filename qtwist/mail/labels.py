@@ -14,3 +14,11 @@ def ascii_label(label: str) -> bytes:
         return label.encode("ascii").lower()
     # The second step refuses what looks like a letter and becomes something else, such as a wide ``@`` or ``[``.
     return idna.alabel(idna.uts46_remap(label, std3_rules=False, transitional=False))
+
+
+def utf8_label(label: bytes) -> bytes:
+    """The U-label that an A-label in lower case stands for, in UTF-8; anything else as it is."""
+    try:
+        return idna.ulabel(label).encode("utf-8") if label.startswith(b"xn--") else label
+    except UnicodeError:
+        return label

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
+from qtwist.mail.domains import ascii_address
+
 DAY = 86400
 #: How many logins are remembered; those that have not sent for longest are forgotten.
 MOST_REMEMBERED = 20_000
@@ -39,7 +41,7 @@ def parse(line: bytes) -> tuple[bytes, tuple[Rate, ...]]:
         if not colon or match is None:
             raise ValueError("who:recipients/seconds")
         rates.append(Rate(int(match[1]), int(match[2] or DAY)))
-    return who.lower(), tuple(rate for rate in rates if rate.recipients)
+    return ascii_address(who), tuple(rate for rate in rates if rate.recipients)
 
 
 def parse_all(lines: Iterable[bytes]) -> Limits:
@@ -48,7 +50,8 @@ def parse_all(lines: Iterable[bytes]) -> Limits:
 
 
 def rates_of(limits: Limits, login: bytes) -> tuple[Rate, ...]:
-    """Those for a login, in lower case: its own, those of its domain, or those of everybody."""
+    """Those for a login: its own, those of its domain, or those of everybody."""
+    login = ascii_address(login)
     domain = b"@" + login.rpartition(b"@")[2] if b"@" in login else b""
     for who in (login, domain, b""):
         if who in limits:

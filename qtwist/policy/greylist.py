@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from qtwist.mail.address import Address
+from qtwist.mail.domains import ascii_address
 from qtwist.mail.networks import network_of
 from qtwist.policy.base import Answer, Opinion, Policy, refuse
 from qtwist.policy.greylist_store import GreylistStore, Times
@@ -104,7 +105,7 @@ class Greylist(Policy):
             self._store = GreylistStore(os.path.join(self._surroundings.home, "greylist"))
         sender = b"" if session.sender is None else session.sender.raw
         # Mailing lists put a number into each sender: VERP would make every message a stranger's.
-        key = network_of(session.remote_ip), _DIGITS.sub(b"#", sender.lower()), recipient.raw.lower()
+        key = network_of(session.remote_ip), _DIGITS.sub(b"#", ascii_address(sender)), ascii_address(recipient.raw)
         waited: Deferred[float] = self._surroundings.in_thread(self._store.see, key, self._surroundings.now(), times)
         try:
             left = await waited

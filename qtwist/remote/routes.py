@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import attrs
 
 from qtwist.mail.constmap import suffixes
+from qtwist.mail.domains import ascii_domain
 
 SMTP_PORT = 25
 QMTP_PORT = 209
@@ -51,6 +52,8 @@ def parse_relay(value: bytes, port: int = SMTP_PORT) -> Relay:
         given = rest[1:]
     else:
         host, _, given = value.partition(b":")
+    if not host.isascii():
+        host = ascii_domain(host)
     if not given:
         return Relay(host, port)
     if not _PORT.fullmatch(given) or not 0 < int(given) < 65536:

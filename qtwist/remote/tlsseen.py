@@ -19,6 +19,8 @@ from hashlib import blake2s
 
 import attrs
 
+from qtwist.mail.domains import ascii_domain
+
 RECORDS = 8192
 WAYS = 8
 """Records that share a place: a domain may be in any of them."""
@@ -120,4 +122,4 @@ class SeenTLS:
 
 
 def _key(domain: bytes) -> bytes:
-    return blake2s(domain.lower().rstrip(b"."), digest_size=16).digest()
+    return blake2s(ascii_domain(domain).rstrip(b"."), digest_size=16).digest()

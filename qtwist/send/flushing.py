@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from twisted.internet.defer import DeferredLock
 
+from qtwist.mail.domains import ascii_domain
 from qtwist.send.manager import QueueManager
 from qtwist.send.schedule import READ_AHEAD
 
@@ -37,7 +38,7 @@ class Flusher:
         What is held stays held; so does an address that does not answer (lock/tcpto), for its time.
         """
         manager = self._manager
-        domain = domain.lower()
+        domain = ascii_domain(domain)
         now = manager.clock.seconds()
         if now - self._asked.get(domain, now - INTERVAL) < INTERVAL:
             return STARTED
@@ -77,7 +78,7 @@ class Flusher:
                 records, offset = await self._manager.queue.recipients(number, "remote", offset, READ_AHEAD)
             except (OSError, ValueError):
                 return False  # it has ended meanwhile, or its next try will tell what is wrong
-            if any(not one.done and one.address.rpartition(b"@")[2].lower() == domain for one in records):
+            if any(not one.done and ascii_domain(one.address.rpartition(b"@")[2]) == domain for one in records):
                 return True
             if len(records) < READ_AHEAD:
                 return False

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from qtwist.control import ControlError
+from qtwist.mail.domains import ascii_domain
 from qtwist.policy.relay import network
 from qtwist.queue.socket_path import SocketPath
 from qtwist.wire.netstring import encode
@@ -39,7 +40,7 @@ _ANSWER_LIMIT = 1000
 
 @attrs.frozen
 class Turns:
-    """Whose mail each client may ask for: domains in small letters, and networks."""
+    """Whose mail each client may ask for: domains in small letters and ASCII, and networks."""
 
     listed: tuple[tuple[bytes, IPv4Network | IPv6Network], ...]
 
@@ -48,7 +49,7 @@ class Turns:
         """What control/etrnclients or control/autoturn says; no file is an empty one. ControlError when it is wrong."""
         control.ensure(name)
         pairs = (line.partition(b":") for line in control.list(name) or ())
-        return cls(tuple((domain.lower(), network(clients)) for domain, _, clients in pairs))
+        return cls(tuple((ascii_domain(domain), network(clients)) for domain, _, clients in pairs))
 
     def domains(self, client: str) -> frozenset[bytes]:
         """The domains of the client with this IP address."""
@@ -109,10 +110,10 @@ def ask(reactor: Any, home: str, domain: bytes) -> Deferred[int]:
     """Have the mail for `domain` tried; how many messages, -1 where they were not counted. Errbacks with what keeps us
     from the queue manager of `home`."""
     answer: Deferred[int] = Deferred(lambda _: connector.disconnect())
-    question = _Question({"op": "flush", "domain": domain.decode("ascii")}, answer)
     try:
+        question = _Question({"op": "flush", "domain": domain.decode("ascii")}, answer)
         path = SocketPath(os.path.join(home, "run"), "control")
-    except OSError:
+    except (OSError, UnicodeError):
         return fail()
 
     def ended(outcome: int | Failure) -> int | Failure:

@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 from qtwist.commands.base import PERMANENT, TEMPORARY
 from qtwist.commands.base import home as default_home
 from qtwist.control import ControlError
+from qtwist.mail.domains import ascii_domain, ascii_key
 from qtwist.mail.holds import DESTINATION, KINDS, MESSAGE, SENDER, Hold, Holds
 from qtwist.queue.layout import LayoutError
 from qtwist.queue.looking import ENDING, NEW, Message
@@ -153,9 +154,9 @@ class _Desk:
             minutes = max(0, self.now - message.birth) / 60
             bucket = sum(minutes > end for end in _BUCKETS)
             if self.options.by_sender:
-                names = [_text(message.sender.rpartition(b"@")[2].lower()) or "<>"]
+                names = [_text(ascii_domain(message.sender.rpartition(b"@")[2])) or "<>"]
             else:
-                names = [_text(address.rpartition(b"@")[2].lower()) for _, address in message.undone()]
+                names = [_text(ascii_domain(address.rpartition(b"@")[2])) for _, address in message.undone()]
             for name in names:
                 counts.setdefault(name, Counter())[bucket] += 1
         heads = [*map(str, _BUCKETS), f"{_BUCKETS[-1]}+"]
@@ -390,11 +391,15 @@ def _is_number(text: object) -> TypeGuard[str]:
 
 
 def _glob(text: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(text.lower(), pattern.lower())
+    return fnmatch.fnmatchcase(*(_text(ascii_key(_octets(one.lower()))) for one in (text, pattern)))
 
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
+
+
+def _octets(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _plain(text: str) -> str:

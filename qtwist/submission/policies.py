@@ -12,6 +12,7 @@ from qtwist.auth.addresses import Addresses
 from qtwist.auth.mailboxes import MailboxError
 from qtwist.control import ControlError
 from qtwist.mail.address import Address
+from qtwist.mail.domains import ascii_address
 from qtwist.mail.relay_limits import Limits, Meter, parse_all, rates_of
 from qtwist.policy.base import Answer, Opinion, Policy
 from qtwist.policy.connection import show
@@ -55,8 +56,8 @@ class OwnSender(Policy):
         self._control.ensure("submissionsenders")
         allowed: dict[bytes, set[bytes]] = {}
         for line in self._control.list("submissionsenders") or ():
-            login, _, address = line.lower().partition(b":")
-            allowed.setdefault(login, set()).add(address)
+            login, _, address = line.partition(b":")
+            allowed.setdefault(ascii_address(login), set()).add(ascii_address(address))
         return self._control.integer("forceauthmailfrom"), allowed
 
     def connect(self, session: Session) -> Opinion:
@@ -99,9 +100,9 @@ class OwnSender(Policy):
     def _is_allowed(self, login: bytes, address: bytes) -> bool:
         """Whether control/submissionsenders says so."""
         _, allowed = self._rules.get()
-        address = address.lower()
+        address = ascii_address(address)
         domain = address[address.rfind(b"@") :] if b"@" in address else address
-        listed = allowed.get(login.lower(), set()) | allowed.get(b"*", set())
+        listed = allowed.get(ascii_address(login), set()) | allowed.get(b"*", set())
         return not listed.isdisjoint((address, domain, b"*"))
 
 
@@ -125,7 +126,7 @@ class UserLimits(Policy):
         limits = self._limits.get()
         if not limits or session.user is None:
             return None
-        login = session.user.lower()
+        login = ascii_address(session.user)
         rate = self._meter.take(login, rates_of(limits, login), self._now())
         if rate is None:
             return None

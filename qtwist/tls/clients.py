@@ -23,6 +23,7 @@ from zope.interface import implementer
 
 from qtwist.control import ControlError
 from qtwist.control_reading import unreadable
+from qtwist.mail.domains import ascii_domain, utf8_domain
 from qtwist.tls import dane
 from qtwist.tls.certificates import file_stamp
 from qtwist.tls.contexts import CLIENT_CIPHERS, CheckedConnection, client_context
@@ -84,15 +85,18 @@ class ClientTLS:
 
     def demand(self, host: str) -> Demand:
         """What is asked of `host`, a name or an address."""
-        name = host.lower().rstrip(".")
+        name = ascii_domain(host.encode("utf-8", "replace")).decode("utf-8").rstrip(".")
         if not _SAFE.fullmatch(name):
             return Demand(name)
         directory = self._control.directory
-        if os.path.exists(f"{directory}/notlshosts/{name}"):
+        spellings = dict.fromkeys((name, os.fsdecode(utf8_domain(name.encode("ascii")))))
+        if any(os.path.exists(f"{directory}/notlshosts/{one}") for one in spellings):
             return NO_TLS
-        path = f"{directory}/tlshosts/{name}.pem"
-        if os.path.lexists(path):
-            because = f"control/tlshosts/{name}.pem"
+        for one in spellings:
+            path = f"{directory}/tlshosts/{one}.pem"
+            if not os.path.lexists(path):
+                continue
+            because = f"control/tlshosts/{one}.pem"
             try:
                 authorities = path if os.stat(path).st_size else None
             except OSError as error:

@@ -8,12 +8,14 @@ from typing import Any
 
 import attrs
 
+from qtwist.mail.domains import ascii_domain
+
 _NODE = re.compile(rb"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,253}[A-Za-z0-9])?")
 
 
 @attrs.frozen
 class Etrn:
-    """A question: may the mail for `domain`, in small letters, be sent now? Answered by :meth:`SMTPServer.reply`."""
+    """May the mail for `domain`, in small letters and ASCII, be sent now? :meth:`SMTPServer.reply` answers."""
 
     domain: bytes
 
@@ -32,7 +34,7 @@ class Turning:
         raise NotImplementedError
 
     def _etrn(self, argument: bytes) -> Etrn | None:
-        node = argument.strip()
+        node = ascii_domain(argument.strip())
         if not self.offer_etrn:
             self._error(502, b"unimplemented (#5.5.1)")
         elif self._has_sender:
@@ -40,6 +42,6 @@ class Turning:
         elif not _NODE.fullmatch(node):
             self._error(501, b"the name of a domain is needed (#5.5.4)")
         else:
-            asked: Etrn = self._ask(Etrn(node.lower()))
+            asked: Etrn = self._ask(Etrn(node))
             return asked
         return None
