@@ -269,7 +269,6 @@ class POP3Protocol(TLSConnection, PumpingConnection):
             self.start_tls(creator)
 
     def tls_begins(self, info: TLSInfo) -> None:
-        self._engine.mechanisms = None  # there may be others now
         self._emails = () if info.client is None else info.client.emails
         self._last = self.factory.clock.seconds()
         self._pump()

@@ -159,7 +159,7 @@ class POP3Server(Authenticating):
         self.timestamp = timestamp
         self.secured = secured
         self.offer_tls = False
-        self.mechanisms = mechanisms
+        self.mechanisms = self._given_mechanisms = mechanisms
         self.closed = False
         self.utf8 = False
         self._plaintext = plaintext
@@ -257,6 +257,7 @@ class POP3Server(Authenticating):
         self._ok(b"begin TLS now")
         self._username = None
         self.utf8 = False
+        self.mechanisms = self._given_mechanisms  # where they are asked for, there may be others now
         self.secured = True
 
     def logged_in(self, count: int) -> None:
