@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from qtwist.auth.scram import ScramKeys, prepared
+from qtwist.auth.scram import ScramKeys
 from qtwist.wire.sasl import (
     CANCELLED,
     MALFORMED,
@@ -22,6 +22,7 @@ from qtwist.wire.sasl import (
     Secret,
 )
 from qtwist.wire.sasl_mechanisms import MECHANISMS, exchange, offered
+from qtwist.wire.sasl_prep import prepared
 from tests.scram_client import ScramClient
 
 SALT = b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")

@@ -471,11 +471,12 @@ class SMTPClient:
             self._send(b"*" if response is None else response, Stage.AUTH)
             if response is None:
                 self._login = None
-        elif reply.code == 235 and self._login is not None:
+        elif reply.code == 235 and self._login is not None and self._exchange.complete:
             self._login = None
             events.append(Ready())
         else:
-            self._give_up_login(events, NoLogin("the login was refused", reply))
+            why = "the login was refused" if reply.code != 235 else "it took the login too early, as an impostor would"
+            self._give_up_login(events, NoLogin(why, reply))
 
     def _give_up_login(self, events: list[Event], why: NoLogin) -> None:
         self._out.append(b"QUIT\r\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import subprocess
+from collections.abc import Iterable
 from unittest import SkipTest
 
 from tests.e2e.harness import PATIENCE, DaemonCase, accepts, free_port, program, wait_until
@@ -53,9 +54,9 @@ postlog unix-dgram n - n - 1 postlogd
 
 class Postfix:
     """Runs until the test is over; `port` is where it listens, as `name`, with the certificate `pem`. `settings` are
-    more lines of main.cf."""
+    more lines of main.cf, `services` of master.cf."""
 
-    def __init__(self, case: DaemonCase, name: str, pem: bytes, *settings: str) -> None:
+    def __init__(self, case: DaemonCase, name: str, pem: bytes, *settings: str, services: Iterable[str] = ()) -> None:
         self._command = program("postfix", "postfix")
         if os.geteuid() != 0:
             raise SkipTest("needs root: Postfix changes its user ids")
@@ -63,14 +64,13 @@ class Postfix:
         self._directory = os.path.join(case.directory, "postfix")
         owner = pwd.getpwnam("postfix")
         for path in ("", "queue", "data"):
-            os.mkdir(os.path.join(self._directory, path))
+            os.makedirs(os.path.join(self._directory, path), exist_ok=True)
         os.chmod(case.directory, 0o755)
         os.chown(os.path.join(self._directory, "data"), owner.pw_uid, owner.pw_gid)
         for file, text in (("main.cf", MAIN), ("master.cf", MASTER)):
             with open(os.path.join(self._directory, file), "w") as config:
                 config.write(text.format(directory=self._directory, name=name, port=self.port))
-                if file == "main.cf":
-                    config.writelines(f"{line}\n" for line in settings)
+                config.writelines(f"{line}\n" for line in (settings if file == "main.cf" else services))
         with open(os.path.join(self._directory, "cert.pem"), "wb") as certificate:
             certificate.write(pem)
         os.chmod(os.path.join(self._directory, "cert.pem"), 0o600)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import glob
 import os
+import shutil
 import smtplib
 import socketserver
+import subprocess
 import threading
 from unittest import SkipTest
 
 from tests.certificates import Authority
-from tests.e2e.harness import ME, PATIENCE, wait_until
+from tests.e2e.harness import ME, PATIENCE, free_port, program, wait_until
 from tests.e2e.postfix import Postfix
 from tests.e2e.test_pop3 import SECRET
 from tests.e2e.test_submission import SubmissionCase
@@ -100,6 +102,75 @@ class SmarthostTests(SubmissionCase):
         self.send(["joe@example.org"])
         daemon.log.wait("deferral: Connected_to_127.0.0.1_but_TLS_failed:_the_certificate_comes_from_an_unknown_auth")
         self.assertNotIn("sasl_", postfix.log())
+
+
+class CyrusTests(SubmissionCase):
+    """Cyrus SASL judges, Postfix carries: each of our mechanisms, by STARTTLS, and TLS from the first octet."""
+
+    MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5", "SCRAM-SHA-256")
+    #: Where TLS begins with the first octet is known by the port, so that an address is needed on which it is free.
+    IMPLICIT = "127.0.46.5"
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "SSL_CERT_FILE": os.path.join(self.directory, "authority.pem")}
+
+    def database(self, name: str, password: str) -> None:
+        """Where Debian's Postfix has Cyrus SASL look: the secrets of `name` at relay.test."""
+        folder = os.path.join(self.directory, "postfix", "sasl")
+        os.makedirs(folder)
+        command = [program("saslpasswd2", "sasl2-bin"), "-p", "-c", "-u", "relay.test", "-f", f"{folder}/db", name]
+        subprocess.run(command, input=password.encode(), check=True, timeout=PATIENCE)
+        with open(os.path.join(folder, "smtpd.conf"), "w") as file:
+            file.write("pwcheck_method: auxprop\nauxprop_plugin: sasldb\n")
+            file.write(f"sasldb_path: {folder}/db\nmech_list: {' '.join(self.MECHANISMS)}\n")
+        for path in (folder, f"{folder}/db"):
+            shutil.chown(path, "postfix")
+
+    def test_all_mechanisms(self) -> None:
+        """The right password by each, and a wrong one: deferred."""
+        if not glob.glob("/usr/lib/*/sasl2/libscram.so*"):
+            raise SkipTest("Cyrus SASL has no mechanisms here (Debian package libsasl2-modules)")
+        if os.geteuid() != 0:
+            raise SkipTest("needs root: Postfix changes its user ids")
+        program("postfix", "postfix")
+        name, password = "relay,man=x", "open s\u00e9same"
+        ports = {mechanism: free_port() for mechanism in self.MECHANISMS}
+        own = " -o smtpd_sasl_mechanism_filter="
+        self.database(name, password)
+        postfix = Postfix(
+            self,
+            "relay.test",
+            self.authority.certify("127.0.0.1", self.IMPLICIT),
+            "smtpd_sasl_auth_enable = yes",
+            "smtpd_sasl_type = cyrus",
+            "smtpd_sasl_path = smtpd",
+            "smtpd_sasl_local_domain = relay.test",
+            "smtpd_tls_auth_only = yes",
+            "smtpd_relay_restrictions = permit_sasl_authenticated, reject",
+            services=[
+                *(f"127.0.0.1:{port} inet n - n - - smtpd{own}{mechanism}" for mechanism, port in ports.items()),
+                f"{self.IMPLICIT}:465 inet n - n - - smtpd -o smtpd_tls_wrappermode=yes{own}SCRAM-SHA-256",
+            ],
+        )
+        relays = {mechanism.lower(): f"[127.0.0.1]:{port}" for mechanism, port in ports.items()}
+        relays["implicit"] = f"[{self.IMPLICIT}]:465"
+        path = os.path.join(self.home, "control", "smtproutes")
+        lines = [f"{key}.test:{relay}|{name}|{password}" for key, relay in relays.items()]
+        lines += [f"wrong-{key}.test:{relay}|{name}|guess" for key, relay in relays.items()]
+        self.write_control("smtproutes", "")
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        os.chmod(path, 0o600)
+        self.write_control("relayclients", "127.0.0.1\n")
+        daemon = self.start()
+        for key in relays:
+            self.send([f"joe@{key}.test", f"joe@wrong-{key}.test"])
+        daemon.log.wait(r"success: 127\.0\.\d+\.\d_accepted_message.*certificate_verified", len(relays))
+        daemon.log.wait(r"deferral: Connected_to_127\.0\.\d+\.\d_but_the_login_was_refused.*535", len(relays))
+        for mechanism in self.MECHANISMS:
+            line = f"sasl_method={mechanism}, sasl_username={name}"
+            times = 2 if mechanism == self.MECHANISMS[-1] else 1
+            self.assertEqual(postfix.log().count(line), times, postfix.log())
 
 
 class ClientTests(SubmissionCase):
