@@ -9,7 +9,7 @@ import smtplib
 import ssl
 
 from tests.certificates import Authority
-from tests.e2e.harness import ME, PATIENCE, DaemonCase, free_port
+from tests.e2e.harness import ME, PATIENCE, DaemonCase, free_port, wait_until
 
 FAR = "far.test"
 TEXT = "From: joe@mx.test\nSubject: secret plans\n\nthe plans themselves\n"
@@ -40,8 +40,8 @@ class TwoDaemonsTests(DaemonCase):
         self.write_control("servercert.pem", self.authority.certify(ME, "localhost").decode())
         self.recipient = f"{self.user}@{FAR}"
 
-    def demand(self, recipient: str) -> None:
-        """Send a message that is to go by TLS only; the sender is the mailbox here."""
+    def demand(self, recipient: str, sender: str = "") -> None:
+        """Send a message that is to go by TLS only; the sender is the mailbox here, or `sender`."""
         context = ssl.create_default_context(cafile=self.trusted)
         with smtplib.SMTP("localhost", self.port, timeout=PATIENCE) as client:
             client.ehlo()
@@ -49,7 +49,7 @@ class TwoDaemonsTests(DaemonCase):
             client.starttls(context=context)
             client.ehlo()
             self.assertTrue(client.has_extn("requiretls"))
-            client.sendmail(self.address, [recipient], TEXT, mail_options=["REQUIRETLS"])
+            client.sendmail(sender or self.address, [recipient], TEXT, mail_options=["REQUIRETLS"])
 
     def certify_far(self, authority: Authority) -> None:
         self.far.write_control("servercert.pem", authority.certify("127.0.0.1").decode())
@@ -101,3 +101,47 @@ class TwoDaemonsTests(DaemonCase):
         self.assertIn(b"Subject: secret plans", notice)
         self.assertNotIn(b"the plans themselves", notice)
         self.assertEqual(self.far.maildir(), [])
+
+    def test_without_the_extension(self) -> None:
+        """TLS there, a good certificate, and no REQUIRETLS: it comes back at once (§4.2.1), not a word of it went."""
+        self.certify_far(self.authority)
+        self.far.write_control("ehlodiscard", "REQUIRETLS\n")
+        far, daemon = self.far.start(), self.start()
+        self.demand(self.recipient)
+        [line] = daemon.log.wait("^delivery 1: ")
+        self.assertRegex(line, r"failure: .*does_not_offer_REQUIRETLS,_which_the_sender_demands\._\(#5\.7\.30\)")
+        daemon.log.wait("end msg", 2)
+        [notice] = self.maildir()
+        self.assertIn(b"REQUIRETLS)", notice.partition(b"\n\n")[0])
+        self.assertIn(b"#5.7.30", notice)
+        self.assertNotIn(b"the plans themselves", notice)
+        self.assertEqual(far.log.find("MAIL|accepted message"), [])
+        self.assertEqual((daemon.stop(), far.stop(), self.far.maildir()), (0, 0, []))
+
+    def test_the_notice_goes_on(self) -> None:
+        """§5: to the sender's host it goes as the message came, by TLS and with REQUIRETLS. Where that host does not
+        know it, the notice does not go at all: the postmaster here has it, without the contents."""
+        self.certify_far(self.authority)
+        self.write("alias/.qmail-postmaster", f"&{self.address}\n")
+        far, daemon = self.far.start(), self.start()
+        self.demand(f"no-such-mailbox@{ME}", sender=self.recipient)
+        [line] = daemon.log.wait("^delivery .: success: 127.0.0.1_")
+        self.assertRegex(line, "TLSv1.*,_certificate_verified")
+        far.log.wait("end msg")
+        [notice] = self.far.maildir()
+        head, _, body = notice.partition(b"\n\n")
+        self.assertEqual(head.count(b"encrypted, REQUIRETLS)"), 1, notice)  # of the far host
+        self.assertEqual(head.count(b", REQUIRETLS)"), 2, notice)
+        self.assertIn(b"Subject: secret plans", body)
+        self.assertNotIn(b"the plans themselves", body)
+        self.assertEqual(far.stop(), 0)
+        self.far.write_control("ehlodiscard", "REQUIRETLS\n")
+        far = self.far.start()
+        self.demand(f"no-such-mailbox@{ME}", sender=self.recipient)
+        daemon.log.wait("failure: .*does_not_offer_REQUIRETLS")
+        wait_until("the postmaster to have it", lambda: bool(self.maildir()))
+        [notice] = self.maildir()
+        self.assertIn(b"it does not offer REQUIRETLS, which the sender demands. (#5.7.30)", notice)
+        self.assertIn(b"REQUIRETLS)", notice.partition(b"\n\n")[0])
+        self.assertNotIn(b"the plans themselves", notice)
+        self.assertEqual(len(self.far.maildir()), 1)
