@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import socket
+import ssl
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.certificates import Authority
-from tests.e2e.harness import ME, PATIENCE, free_port, program
+from tests.e2e.harness import ME, PATIENCE, free_port, program, wait_until
 from tests.e2e.postfix import Postfix
 from tests.e2e.test_pop3 import SECRET, POP3Case
 
@@ -86,6 +89,43 @@ class ServerTests(TLSCase):
         self.assertRegex(self.openssl(self.smtps_port, "-servername", "two.test"), r"subject=CN ?= ?two\.test")
         self.certify("three.test")
         self.assertRegex(self.openssl(self.smtps_port), r"subject=CN ?= ?three\.test")
+        self.assertEqual(daemon.stop(), 0)
+
+    def test_replaced_under_load(self) -> None:
+        """While clients come side by side, certificates come and go, a broken file among them: each handshake succeeds,
+        with one of the good ones."""
+        daemon = self.start()
+        context = ssl.create_default_context(cafile=self.trusted)
+        seen, stop = set(), threading.Event()
+
+        def visit() -> int:
+            visits = 0
+            while not stop.is_set():
+                with (
+                    socket.create_connection(("127.0.0.1", self.smtps_port), PATIENCE) as plain,
+                    context.wrap_socket(plain, server_hostname="localhost") as client,
+                ):
+                    seen.add((client.getpeercert() or {})["serialNumber"])
+                    if not client.recv(1000).startswith(b"220 "):
+                        raise AssertionError("no greeting")
+                visits += 1
+            return visits
+
+        with ThreadPoolExecutor(4) as pool:
+            clients = [pool.submit(visit) for _ in range(4)]
+            try:
+                for number in range(12):
+                    before = len(seen)
+                    if number % 4 == 3:
+                        self.write_control("servercert.pem", "garbage")
+                        daemon.log.wait("the certificate of before stays in use", number // 4 + 1)
+                    else:
+                        self.certify(ME, "localhost")
+                        wait_until("it to be seen", lambda before=before: len(seen) > before)  # type: ignore[misc]
+            finally:
+                stop.set()
+            self.assertGreater(min(client.result(PATIENCE) for client in clients), 0)
+        self.assertEqual(len(seen), 10)
         self.assertEqual(daemon.stop(), 0)
 
     def test_renegotiation(self) -> None:
