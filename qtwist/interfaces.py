@@ -205,7 +205,8 @@ class Delivery:
     `fd` is the message, read-only and seekable; whoever takes the Delivery owns the descriptor and closes it.
     `siblings` is a hint: how many deliveries that can share something with this one (remote: of the message, a
     transaction; local: of any message, a flush) may be under way soon, itself included. 1 says that it waits for none.
-    `asked_mail` and `asked` are the parameters of message and recipient (RFC 3461) for a server that knows them.
+    `asked_mail` and `asked` are the parameters of message and recipient (RFC 3461) for a server that knows them, and
+    for a forward.
     """
 
     number: int

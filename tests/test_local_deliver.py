@@ -29,6 +29,7 @@ class Sent:
     text: bytes
     sender: bytes
     recipients: tuple[bytes, ...]
+    asked: tuple[bytes, bytes] = (b"", b"")
 
 
 @attrs.frozen
@@ -85,6 +86,7 @@ class DeliverCase(SynchronousTestCase):
         dry_run: bool = False,
         home: bytes | None = None,
         timeout: float = 3600,
+        asked: tuple[bytes, bytes] = (b"", b""),
     ) -> Result:
         path = self.mktemp()
         with open(path, "wb") as file:
@@ -94,8 +96,10 @@ class DeliverCase(SynchronousTestCase):
         os.lseek(fd, 5, os.SEEK_SET)
         sent: list[Sent] = []
 
-        def forward(fd: int, prefix: bytes, sender: bytes, recipients: Sequence[bytes]) -> Forwarded:
-            sent.append(Sent(prefix + os.pread(fd, 100_000, 0), sender, tuple(recipients)))
+        def forward(
+            fd: int, prefix: bytes, sender: bytes, recipients: Sequence[bytes], asked: tuple[bytes, bytes]
+        ) -> Forwarded:
+            sent.append(Sent(prefix + os.pread(fd, 100_000, 0), sender, tuple(recipients), asked))
             return self.answer
 
         job = Job(
@@ -109,6 +113,7 @@ class DeliverCase(SynchronousTestCase):
             default_delivery=default,
             fd=fd,
             dry_run=dry_run,
+            asked=asked,
         )
         parts = Parts(RealDisk(), lambda: NOW, b"mx", forward, BASE, timeout)
         try:
@@ -307,6 +312,27 @@ class InstructionTests(DeliverCase):
             self.assertEqual(result.code, code)
             self.assertIn(report.text.strip(), result.output)
             self.assertNotIn(b"did", result.output)
+
+    def test_what_was_asked_goes_on(self) -> None:
+        """RFC 3461 §5.2.7.2: with a forward to one address that is all there is; then whoever gets it reports."""
+        asked = b"RET=HDRS ENVID=x", b"NOTIFY=NEVER ORCPT=rfc822;me@here.test"
+        told = b"The server reports further.\n"
+        for text, count, goes_on in (
+            (b"ann@x\n", b"did 0+1+0\nqp 77\n", True),
+            (b"# comment\n&ann@x\n", b"did 0+1+0\nqp 77\n", True),
+            (b"ann@x\nbob@x\n", b"did 0+2+0\nqp 77\n", False),
+            (b"ann@x\n./Mailbox\n", b"did 1+1+0\nqp 77\n", False),
+            (b"|true\nann@x\n", b"did 0+1+1\nqp 77\n", False),
+        ):
+            result = self.qmail(text, asked=asked)
+            self.assertEqual(result.outcome, Outcome(0, count + told * goes_on), text)
+            self.assertEqual([one.asked for one in result.sent], [asked if goes_on else (b"", b"")], text)
+        self.assertEqual(self.qmail(b"ann@x\n").output, b"did 0+1+0\nqp 77\n")
+        result = self.qmail(b"ann@x\n", asked=(b"", b"NOTIFY=SUCCESS"))
+        self.assertEqual(result.sent[0].asked, (b"", b"NOTIFY=SUCCESS"))
+        self.put(b".qmail-owner", b"")  # a list: who gets its bounces is another one
+        result = self.qmail(b"ann@x\n", asked=asked)
+        self.assertEqual((result.output, result.sent[0].asked), (b"did 0+1+0\nqp 77\n", (b"", b"")))
 
     def test_owner(self) -> None:
         """§13.6: the list's owner becomes the sender, or a VERP pattern; the file is that of the actual extension."""

@@ -8,6 +8,7 @@ import sysconfig
 import threading
 from collections.abc import Callable, Mapping
 
+import attrs
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -24,6 +25,7 @@ from qtwist.local.door import Closed, Hatch
 from qtwist.local.report import report
 from qtwist.local.spawn import LocalSpawner
 from qtwist.local.users import Account
+from qtwist.mail.asked import Asked
 from qtwist.mail.envelope import Envelope, Origin, Report
 from tests.memory_queue import MemoryIncoming, MemoryQueue
 from tests.unprivileged import ORDINARY, folder
@@ -362,6 +364,16 @@ class ForwardTests(SpawnCase):
             [(Envelope(b"joe@x", (b"ann@y", b"bob@z")), b"Delivered-To: me@here.test\n" + MESSAGE)],
         )
         self.assertEqual(self.queue.origins[101], Origin.user(OWNER))
+
+    async def test_asked(self) -> None:
+        """RFC 3461 §5.2.7.2: the parameters go into the envelope of a forward to one."""
+        one = attrs.evolve(
+            self.delivery(b"postmaster@here.test"), asked_mail=b"RET=HDRS", asked=b"NOTIFY=SUCCESS,FAILURE"
+        )
+        report = await self.spawner().deliver(one)
+        self.assertEqual(report.text, b"did 0+1+0\nqp 101\nThe server reports further.\n")
+        [(envelope, _)] = self.queue.accepted
+        self.assertEqual(envelope.asked, Asked(b"RET=HDRS", (b"NOTIFY=SUCCESS,FAILURE",)))
 
     async def test_alias(self) -> None:
         """§6.2: what alias forwards says so."""

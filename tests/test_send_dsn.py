@@ -105,6 +105,7 @@ class Notifying(DSNCase):
         self.remote.answers[b"dsn@far.test"] = Report.success(SENT_ON.text + PASSED_ON)
         self.local.answers[b"box@here.test"] = Report.success(b"did 1+0+0\n")
         self.local.answers[b"on@here.test"] = Report.success(b"did 0+1+0\nqp 7\n")
+        self.local.answers[b"further@here.test"] = Report.success(b"did 0+1+0\nqp 7\n" + PASSED_ON)
         self.local.answers[b"prog@here.test"] = Report.success(b"secret\ndid 0+0+1\n")
         self.local.answers[b"list@here.test"] = Report.success(b"did 1+5+0\nqp 7\n")
         self.start()
@@ -169,6 +170,7 @@ class Notifying(DSNCase):
             (b"box@here.test", b"NOTIFY=SUCCESS", ["delivered"]),
             (b"box@here.test", b"NOTIFY=DELAY,FAILURE", []),
             (b"on@here.test", b"NOTIFY=SUCCESS", ["relayed"]),
+            (b"further@here.test", b"NOTIFY=SUCCESS", []),
             (b"list@here.test", b"NOTIFY=SUCCESS", ["expanded"]),
         ]:
             self.assertEqual(self.actions((recipient, notify)), expected, (recipient, notify))

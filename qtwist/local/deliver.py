@@ -20,6 +20,7 @@ from qtwist.files.syncing import Ended, Syncing, sync_alone, sync_together
 from qtwist.local import dotqmail, environment
 from qtwist.local.errors import DONE, PERMANENT, TEMPORARY, DeliveryError, is_temporary, reason
 from qtwist.local.program import outcome, run_program
+from qtwist.mail.asked import PASSED_ON
 from qtwist.mail.envelope import Report
 
 #: Mode bits that make a home directory or a .qmail file untrusted (conf-patrn, §1.1).
@@ -28,6 +29,8 @@ _WRITABLE_BITS = 0o002
 #: The loop check looks at this many octets of the header at most (§13.1; the original has no bound).
 _MAXIMUM_HEADER = 1024 * 1024
 _HEADER_BLOCK = 16384
+
+_NOTHING = (b"", b"")  # asked for
 
 #: The octets of all programs' output that are kept.
 _MAXIMUM_OUTPUT = 10_000
@@ -39,6 +42,7 @@ class Job:
 
     `fd` is the message, seekable; it stays open and its offset may have moved afterwards. `default_delivery` is used
     when there is no .qmail file. With `dry_run` nothing is read or delivered and the output says what would be done.
+    `asked` are the parameters of message and recipient (:mod:`qtwist.mail.asked`), for the next one.
     """
 
     user: bytes
@@ -51,6 +55,7 @@ class Job:
     default_delivery: bytes
     fd: int
     dry_run: bool = False
+    asked: tuple[bytes, bytes] = _NOTHING
 
     @classmethod
     def of(
@@ -63,9 +68,11 @@ class Job:
         fd: int,
         *,
         dry_run: bool = False,
+        asked: tuple[bytes, bytes] = _NOTHING,
     ) -> Job:
         """The delivery to `local` at `domain`, which belongs to `owner`."""
-        return cls(owner.user, owner.home, local, owner.dash, owner.ext, domain, sender, default_delivery, fd, dry_run)
+        folder = owner.user, owner.home
+        return cls(*folder, local, owner.dash, owner.ext, domain, sender, default_delivery, fd, dry_run, asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +83,8 @@ class Forwarded:
     qp: int = 0
 
 
-#: Queue the message `fd` with the given lines before it, for (sender, recipients).
-Forward = Callable[[int, bytes, bytes, Sequence[bytes]], Forwarded]
+#: Queue the message `fd` with the given lines before it, for (sender, recipients), with parameters as in :class:`Job`.
+Forward = Callable[[int, bytes, bytes, Sequence[bytes], tuple[bytes, bytes]], Forwarded]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +127,7 @@ def find_mailbox(user: bytes, home: bytes, dash: bytes, ext: bytes) -> int:
     return DONE if refusal is None else refusal.code
 
 
-def _no_forward(fd: int, prefix: bytes, sender: bytes, recipients: Sequence[bytes]) -> Forwarded:
+def _no_forward(*_: object) -> Forwarded:
     raise AssertionError("a look-up forwards nothing")
 
 
@@ -195,6 +202,8 @@ class LocalDelivery:
         self.output += b"did %d+%d+%d\n" % (self.files, len(self.forwards), self.programs)
         if qp is not None:
             self.output += b"qp %d\n" % qp
+            if self._asked_on != _NOTHING:
+                self.output += PASSED_ON
 
     # -- preparations ---------------------------------------------------------------------------------------------
 
@@ -354,9 +363,16 @@ class LocalDelivery:
         self.output += run.output[: max(0, _MAXIMUM_OUTPUT - len(self.output))]
         return outcome(run, parts.program_timeout)
 
+    @property
+    def _asked_on(self) -> tuple[bytes, bytes]:
+        """What goes on with a forward (RFC 3461 §5.2.7.2): everything where that is all that is done, to one address,
+        and the sender stays; else it would be a list, or reported twice, and nothing goes on."""
+        alone = len(self.forwards) == 1 and not self.files and not self.programs
+        return self.job.asked if alone and self.new_sender == self.job.sender else _NOTHING
+
     def _forward(self) -> int:
         """Send on what was collected; the number that the report calls qp."""
-        result = self.parts.forward(self.job.fd, self.delivered_to, self.new_sender, self.forwards)
+        result = self.parts.forward(self.job.fd, self.delivered_to, self.new_sender, self.forwards, self._asked_on)
         if result.report.letter == b"K":
             return result.qp
         code = PERMANENT if result.report.letter == b"D" else TEMPORARY

@@ -113,7 +113,7 @@ class _Server:
             if packet.count(b"\0") == _LOOKUP_FIELDS - 1:
                 self._look(packet)
                 continue
-            number, *values, siblings = spawning.read_fields(packet, 9)
+            number, *values, siblings = spawning.read_fields(packet, 11)
             delivery, [fd] = int(number), fds
             try:
                 made = self._prepare(values, fd)
@@ -158,9 +158,9 @@ class _Server:
             thread.join()
 
     def _prepare(self, values: Sequence[bytes], fd: int) -> LocalDelivery:
-        user, folder, local, dash, ext, domain, sender = values
+        user, folder, local, dash, ext, domain, sender, *asked = values
         default, timeout = _settings(self._home, self._defaults)
-        job = Job(user, folder, local, dash, ext, domain, sender, default, fd)
+        job = Job(user, folder, local, dash, ext, domain, sender, default, fd, asked=(asked[0], asked[1]))
         forward = partial(_forward, self._home, self._disk)
         return LocalDelivery(job, Parts(self._disk, time.time, self._hostname, forward, self._environment, timeout))
 
@@ -204,7 +204,13 @@ def _settings(home: str, defaults: Mapping[str, Any]) -> tuple[bytes, float]:
 
 
 def _forward(
-    home: str, disk: RealDisk, fd: int, prefix: bytes, sender: bytes, recipients: Sequence[bytes]
+    home: str,
+    disk: RealDisk,
+    fd: int,
+    prefix: bytes,
+    sender: bytes,
+    recipients: Sequence[bytes],
+    asked: tuple[bytes, bytes],
 ) -> Forwarded:
     """Send the message on through the queue's door, which knows us by our user id."""
 
@@ -213,7 +219,7 @@ def _forward(
         yield from message_blocks(disk, fd)
 
     try:
-        return Forwarded(Report.success(), submit(home, blocks(), sender, recipients, {}))
+        return Forwarded(Report.success(), submit(home, blocks(), sender, recipients, {}, asked))
     except QueueRefused as error:
         return Forwarded(Report(error.letter, error.text))
     except OSError as error:

@@ -15,6 +15,7 @@ from qtwist.files.copying import BLOCK_SIZE, message_blocks
 from qtwist.files.disk import Disk
 from qtwist.interfaces import Accepted, IIncomingMessage, IQueue, QueueError
 from qtwist.local.deliver import Forwarded
+from qtwist.mail.asked import Asked
 from qtwist.mail.envelope import Envelope, Origin, Report
 from qtwist.mail.queue_codes import queue_report
 
@@ -93,13 +94,16 @@ def forward(
     prefix: bytes,
     sender: bytes,
     recipients: Sequence[bytes],
+    asked: tuple[bytes, bytes] = (b"", b""),
 ) -> Forwarded:
-    """Queue the message `fd` once more with `prefix` before it, called from a delivery thread.
+    """Queue the message `fd` once more with `prefix` before it, called from a delivery thread. `asked` are the
+    parameters of the message and of each recipient (:mod:`qtwist.mail.asked`).
 
     A message of one block takes one trip to the reactor; of a larger one, never more than a block is in memory beside
     what the queue holds.
     """
-    envelope = Envelope(sender, tuple(recipients))
+    mail, each = asked
+    envelope = Envelope(sender, tuple(recipients), Asked(mail, (each,) * len(recipients)) if mail or each else None)
     try:
         if disk.fstat(fd).st_size <= BLOCK_SIZE:
             text = prefix + b"".join(message_blocks(disk, fd))

@@ -82,7 +82,7 @@ class Request:
     """A delivery that was asked for by the queue manager behind `asker`; `fd` is the message, `siblings` as in
     :class:`~qtwist.interfaces.Delivery`."""
 
-    __slots__ = ("asker", "delivery", "domain", "fd", "local", "sender", "siblings")
+    __slots__ = ("asked", "asker", "delivery", "domain", "fd", "local", "sender", "siblings")
 
     def __init__(
         self,
@@ -93,6 +93,7 @@ class Request:
         domain: bytes,
         sender: bytes,
         siblings: int = 1,
+        asked: tuple[bytes, bytes] = (b"", b""),
     ) -> None:
         self.asker = asker
         self.delivery = delivery
@@ -101,6 +102,7 @@ class Request:
         self.domain = domain
         self.sender = sender
         self.siblings = siblings
+        self.asked = asked  # parameters of message and recipient (RFC 3461)
 
 
 class Question:
@@ -233,7 +235,8 @@ class Spawner:
             self._answer(self.sender, delivery, *refusal)
             return
         assert self.sender is not None
-        request = Request(self.sender, delivery, fds[0], local, domain, sender, siblings)
+        asked = spawning.read_parameters(packet)
+        request = Request(self.sender, delivery, fds[0], local, domain, sender, siblings, asked)
         self.running += 1
         self._find_owner(
             local,
@@ -256,8 +259,8 @@ class Spawner:
         if owner.uid == 0:
             self._finish(request, AS_ROOT, b"")
             return
-        siblings = b"%d" % request.siblings
-        about = (owner.user, owner.home, request.local, owner.dash, owner.ext, request.domain, request.sender, siblings)
+        job = (owner.user, owner.home, request.local, owner.dash, owner.ext, request.domain, request.sender)
+        about = (*job, *request.asked, b"%d" % request.siblings)
         if not self.children.hand_over(owner, about, [request.fd], partial(self._finish, request)):
             self._finish(request, SYSTEM_TROUBLE, b"")
 

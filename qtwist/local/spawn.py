@@ -164,7 +164,8 @@ class LocalSpawner:
         owner = self._users.find(local)
         self._check_account(owner)
         default = self._control.text("defaultdelivery") or b""
-        job = Job.of(owner, local, domain, delivery.sender, default, delivery.fd)
+        asked = delivery.asked_mail, delivery.asked
+        job = Job.of(owner, local, domain, delivery.sender, default, delivery.fd, asked=asked)
         parts = Parts(
             disk=self._disk,
             now=self._now,
@@ -187,8 +188,14 @@ class LocalSpawner:
             )
 
     def _forward(
-        self, owner: Assignment, fd: int, prefix: bytes, sender: bytes, recipients: Sequence[bytes]
+        self,
+        owner: Assignment,
+        fd: int,
+        prefix: bytes,
+        sender: bytes,
+        recipients: Sequence[bytes],
+        asked: tuple[bytes, bytes],
     ) -> Forwarded:
         # "By alias" names the role: in a home of one account, its uid would say nothing.
         origin = Origin.alias(owner.uid) if owner.home == self._alias_home else Origin.user(owner.uid)
-        return forward(self._hatch, self._queue, self._disk, origin, fd, prefix, sender, recipients)
+        return forward(self._hatch, self._queue, self._disk, origin, fd, prefix, sender, recipients, asked)

@@ -15,7 +15,8 @@ SUCCESS = b"SUCCESS"
 FAILURE = b"FAILURE"
 DELAY = b"DELAY"
 
-#: The last line of a delivery's report when the next server knows DSN: it will tell what is to be told (§5.2.2).
+#: The last line of a delivery's report when the parameters went on, to a server that knows DSN (§5.2.2) or with a
+#: forward: whoever has them will tell what is to be told.
 PASSED_ON = b"The server reports further.\n"
 
 _ENVID_LIMIT = 100  # §4.4

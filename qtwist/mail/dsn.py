@@ -73,8 +73,10 @@ def outcome(channel: str, report: Report, wanted: bytes, sender: bytes) -> bytes
         return FAILED if asked.failure else None
     if report.letter != b"K" or not asked.wants(SUCCESS) or bounce_address(sender) in (b"", b"#@[]"):
         return None
+    if report.text.endswith(PASSED_ON):
+        return None
     if channel == "remote":
-        return None if report.text.endswith(PASSED_ON) else RELAYED
+        return RELAYED
     did = _DID.search(report.text)
     if did is None or did[2] == b"0":
         return DELIVERED

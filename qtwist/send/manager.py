@@ -442,7 +442,7 @@ class QueueManager(Service):
             return Report.deferral(b"Unable to open the message: %s. (#4.3.0)\n" % str(error.strerror).encode())
         sender = expand(one.sender, record.address)
         delivery = Delivery(one.number, fd, sender, record.address, channel.siblings(one))
-        if one.asked is not None and channel.name == "remote":
+        if one.asked is not None:
             asked = one.asked.recipients.get((channel.name, record.offset), b"")
             delivery = attrs.evolve(delivery, asked_mail=one.asked.mail, asked=asked)
         try:

@@ -97,7 +97,7 @@ def explain_local(home: Home, message: Message, recipient: bytes) -> list[str]:
     return [*steps, *(f"{word}: {_text(line)}" for line in outcome.output.splitlines())]
 
 
-def _no_forward(fd: int, prefix: bytes, sender: bytes, recipients: Sequence[bytes]) -> Forwarded:
+def _no_forward(*_: object) -> Forwarded:
     raise AssertionError("a dry run forwards nothing")
 
 

@@ -10,7 +10,7 @@ from email import message_from_bytes
 from tests.certificates import Authority
 from tests.e2e.harness import ME, PATIENCE, DaemonCase, free_port, wait_until
 from tests.e2e.postfix import Postfix
-from tests.e2e.test_roles import RootCase
+from tests.e2e.test_roles import ANN, RootCase
 
 ALL = "NOTIFY=SUCCESS,DELAY,FAILURE"
 
@@ -69,6 +69,31 @@ class AloneTests(DSNCase):
         self.assertEqual([one[0] for one in self.reports()].count("failed"), 1)
         self.wait_empty_queue()
 
+    def test_through_forwards(self) -> None:
+        """§5.2.7.2: what was asked for goes with a forward to one address, over another one, to the end, and one report
+        comes back, with the address that the sender knows. A forward to several is the end."""
+        self.write_dotqmail("one", f"{self.user}-two@{ME}\n")
+        self.write_dotqmail("two", f"&{self.address}\n")
+        self.write_dotqmail("gone", f"nobody-here@{ME}\n")
+        self.write_dotqmail("list", f"{self.address}\nnobody-here@{ME}\n")
+        daemon = self.start()
+        one, gone = f"{self.user}-one@{ME}", f"{self.user}-gone@{ME}"
+        self.submit(one, ["RET=HDRS", "ENVID=QQ1"], [ALL, f"ORCPT=rfc822;{one}"])
+        wait_until("message and report", lambda: len(self.maildir()) == 2)
+        self.assertEqual(self.reports(), [("delivered", f"rfc822; {one}", f"rfc822; {self.address}")])
+        [text] = [text for text in self.maildir() if actions(text)]
+        self.assertIn(b"Original-Envelope-Id: QQ1\n", text)
+        self.assertEqual(len(daemon.log.find("did_0.1.0/qp_[0-9]*/The_server_reports_further./")), 2)
+        self.submit(gone, [], ["NOTIFY=NEVER"])
+        daemon.log.wait("failure: Sorry|failure: .*5.1.1")
+        self.submit(gone, [], ["NOTIFY=FAILURE", f"ORCPT=rfc822;{gone}"])
+        wait_until("the failure", lambda: len(self.maildir()) == 3)
+        self.assertIn(("failed", f"rfc822; {gone}", f"rfc822; nobody-here@{ME}"), self.reports())
+        self.submit(f"{self.user}-list@{ME}", [], ["NOTIFY=SUCCESS"])
+        wait_until("message, report and notice", lambda: len(self.maildir()) == 6)
+        self.assertIn(("expanded", "", f"rfc822; {self.user}-list@{ME}"), self.reports())
+        self.wait_empty_queue()
+
 
 class PostfixTests(DSNCase):
     def postfix(self) -> Postfix:
@@ -107,17 +132,22 @@ class PostfixTests(DSNCase):
 
 class RolesTests(RootCase):
     def test_through_all_processes(self) -> None:
-        """smtpd, the queue's manager and rspawn under accounts of their own: the parameters pass all doors."""
+        """smtpd, the queue's manager, rspawn and lspawn under accounts of their own, and ann's process: the parameters
+        pass all doors."""
         server = Postfix(self, "relay.test", Authority().certify("relay.test"))
         self.write_control("smtproutes", f":[127.0.0.1]:{server.port}\n")
         self.write_control("relayclients", "127.0.0.1\n")
+        self.instructions("ann", ANN, f"ann@{ME}\n", "-on")
         daemon = self.start()
         with smtplib.SMTP("127.0.0.1", self.port, timeout=PATIENCE) as client:
             client.sendmail(f"joe@{ME}", ["x@example.org"], b"Subject: x\r\n\r\n", ["RET=HDRS"], ["NOTIFY=NEVER"])
-            client.sendmail(f"joe@{ME}", [f"ann@{ME}"], b"Subject: x\r\n\r\n", [], ["NOTIFY=SUCCESS"])
-        daemon.log.wait("^delivery .*: success: .*/The_server_reports_further./$")
-        wait_until("the report", lambda: len(self.mail_of("joe")) == 1)
-        self.assertEqual([one[0] for one in actions(self.mail_of("joe")[0])], ["delivered"])
+            for name in ("ann", "ann-on"):
+                client.sendmail(f"joe@{ME}", [f"{name}@{ME}"], b"Subject: x\r\n\r\n", [], ["NOTIFY=SUCCESS"])
+        daemon.log.wait("^delivery .*: success: .*_verified.*/The_server_reports_further./$")
+        daemon.log.wait("^delivery .*: success: did_0.1.0/qp_[0-9]*/The_server_reports_further./$")
+        wait_until("the reports", lambda: len(self.mail_of("joe")) == 2)
+        told = [one for text in self.mail_of("joe") for one in actions(text)]
+        self.assertEqual(told, [("delivered", "", f"rfc822; ann@{ME}")] * 2)
 
     def test_sendmail(self) -> None:
         """Through the queue's door."""

@@ -166,8 +166,8 @@ DELIVERIES = (
     of(
         "the second forward is lost",
         "local/deliver.py",
-        "self.new_sender, self.forwards)",
-        "self.new_sender, self.forwards[:1])",
+        "self.new_sender, self.forwards, self._asked_on)",
+        "self.new_sender, self.forwards[:1], self._asked_on)",
         "test_local_deliver",
     ),
     of(
