@@ -49,7 +49,8 @@ class PaceTests(DeliverCase):
         fd = os.memfd_create("message")
         os.write(fd, MESSAGE)
         dash = b"-" if ext else b""
-        about = (b"me", self.home, b"me" + dash + ext, dash, ext, b"here.test", b"joe@x", b"%d" % siblings)
+        job = (b"me", self.home, b"me" + dash + ext, dash, ext, b"here.test", b"joe@x")
+        about = (*job, b"", b"", b"%d" % siblings)
         return spawning.fields(b"%d" % number, *about), [fd]
 
     def test_first(self) -> None:
