@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 
 from qtwist.local import delivering
-from qtwist.local.delivering import ENOUGH, PACE, _Server
+from qtwist.local.delivering import ENOUGH, HURRY, PACE, _Server
 from qtwist.wire import spawning
 from tests.test_local_deliver import MESSAGE, DeliverCase
 from tests.unprivileged import as_user
@@ -105,6 +105,23 @@ class PaceTests(DeliverCase):
             return [*told, server.is_due()]
 
         self.assertEqual(self.run_server(story), [False, True, 0.0, [2, 3], False])
+
+    def test_few_slots(self) -> None:
+        """Where one other may come, it is waited for a little while, and not longer than for many."""
+
+        def story(server: _Server, answered: Callable[[], list[int]]) -> list[object]:
+            server.take([self.packet(1)])
+            server.deliver()
+            server.take([self.packet(2)])
+            server.take([self.packet(3, siblings=2)])
+            told: list[object] = [round((server.patience() or 0) / HURRY, 6)]
+            self.now += PACE - HURRY / 2
+            server.deliver()
+            self.now += PACE - HURRY / 2
+            server.take([self.packet(4, siblings=2)])
+            return [*told, round((server.patience() or 0) / HURRY, 6)]
+
+        self.assertEqual(self.run_server(story), [1.0, 0.5])
 
     def test_programs_do_not_wait(self) -> None:
         """What runs a program begins at once; so is a question after a mailbox answered."""

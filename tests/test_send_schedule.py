@@ -177,13 +177,17 @@ class ChannelTests(SynchronousTestCase):
         self.assertEqual(channel.siblings(one), 1)
 
     def test_siblings_of_local_deliveries(self) -> None:
-        """As many as there are slots for, but none when those become few."""
+        """As many as there are slots for, but one other only when those become few."""
         channel = Channel("local", 4)
         one = self.open(channel, 1, 100)
         hints = []
         while channel.choose() is not None:
             hints.append(channel.siblings(one))
-        self.assertEqual(hints, [4, 3, 1])
+        self.assertEqual(hints, [4, 3, 2])
+        channel = Channel("local", 1)
+        one = self.open(channel, 1, 100)
+        self.assertIsNotNone(channel.choose())
+        self.assertEqual(channel.siblings(one), 1)
 
     def test_the_least_served_goes_first(self) -> None:
         channel = Channel("remote", 6)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import pwd
 import select
@@ -39,6 +40,8 @@ BATCH = 50
 #: unless so many deliveries wait: what is flushed in between shares nothing, and holds up the flushes of the journal.
 PACE = 0.02
 ENOUGH = 10
+#: So many seconds at most for those that one other may follow soon: when there are few slots left.
+HURRY = 0.002
 #: A job with so many fields (number, user, home, dash, ext) is a question: is there a mailbox?
 _LOOKUP_FIELDS = 5
 
@@ -104,7 +107,7 @@ class _Server:
         self._environment = {b"PATH": os.fsencode(defaults["path"]), b"QTWISTHOME": os.fsencode(home)}
         self._threads: set[threading.Thread] = set()
         self._brief: list[tuple[int, int, LocalDelivery]] = []
-        self._due = False  # one of them is not to wait for others
+        self._due = math.inf  # when they are to be carried out
         self._last = -PACE  # when deliveries were carried out
 
     def take(self, packets: Sequence[tuple[bytes, list[int]]]) -> None:
@@ -125,15 +128,18 @@ class _Server:
             else:
                 if made.brief:
                     self._brief.append((delivery, fd, made))
-                    self._due = self._due or siblings == b"1"
+                    self._due = min(self._due, self._time_for(int(siblings)))
                 else:
                     self._begin(delivery, fd, made)
 
     def patience(self) -> float | None:
         """Seconds until :meth:`is_due` will say so by itself; None when nothing waits for :meth:`deliver`."""
-        if not self._brief:
-            return None
-        return 0.0 if self._due else max(0.0, self._last + PACE - self._seconds())
+        return max(0.0, self._due - self._seconds()) if self._brief else None
+
+    def _time_for(self, siblings: int) -> float:
+        """When a delivery that has come now is to be carried out."""
+        now = self._seconds()
+        return now if siblings == 1 else min(self._last + PACE, now + HURRY) if siblings == 2 else self._last + PACE
 
     def is_due(self) -> bool:
         """Whether what waits is to wait no longer."""
@@ -141,7 +147,7 @@ class _Server:
 
     def deliver(self) -> None:
         """Carry out what waits for nothing but the disk."""
-        brief, self._brief, self._due = self._brief, [], False
+        brief, self._brief, self._due = self._brief, [], math.inf
         self._last = self._seconds()
         ended = deliver_together([made for _, _, made in brief], self._disk)
         for (delivery, fd, _), end in zip(brief, ended, strict=True):

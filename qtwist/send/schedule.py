@@ -221,11 +221,12 @@ class Channel:
         """How many deliveries a new one of a pass may wait for, itself included (:class:`Delivery`).
 
         Remote ones of a pass are joined; in later tries each goes alone, as with qmail: so no recipient stays
-        undelivered because of others. Local ones of all messages can share flushes; they wait for that only while there
-        are slots enough for others.
+        undelivered because of others. Local ones of all messages can share flushes; two stand for a short wait, as half
+        of the slots are taken.
         """
         if self.name == "local":
-            return self.concurrency - self.running + 1 if 2 * self.running <= self.concurrency else 1
+            many = 2 * self.running <= self.concurrency
+            return self.concurrency - self.running + 1 if many else min(2, self.concurrency)
         if not one.first:
             return 1
         return max(1, min(one.running + len(one.pending), self.share))

@@ -74,8 +74,8 @@ SEND = (
     of(
         "local deliveries wait for others though there are no slots left",
         "send/schedule.py",
-        "if 2 * self.running <= self.concurrency else 1",
-        "if self.running <= self.concurrency else 1",
+        "many = 2 * self.running <= self.concurrency",
+        "many = self.running <= self.concurrency",
         "test_send_schedule",
     ),
     of(
