@@ -178,12 +178,12 @@ class ChannelTests(SynchronousTestCase):
 
     def test_siblings_of_local_deliveries(self) -> None:
         """As many as there are slots for, but one other only when those become few."""
-        channel = Channel("local", 4)
+        channel = Channel("local", 8)
         one = self.open(channel, 1, 100)
         hints = []
         while channel.choose() is not None:
             hints.append(channel.siblings(one))
-        self.assertEqual(hints, [4, 3, 2])
+        self.assertEqual(hints, [8, 7, 6, 5, 2, 2])
         channel = Channel("local", 1)
         one = self.open(channel, 1, 100)
         self.assertIsNotNone(channel.choose())
