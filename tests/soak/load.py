@@ -108,7 +108,7 @@ class Load:
         codes = [conversation.reply() for _ in lines]
         if codes[-1] != 354 or any(code != 250 for code in codes[:-1]):
             raise ConnectionError(f"not now: {codes}")
-        body = "x" * chance.choice((10, 1000, 60000, 300000))
+        body = "x" * chance.choice((10, 1000, 60000, 300000, 1500000))
         lines = [f"X-Tag: {tag}", "", *(body[at : at + 70] for at in range(0, len(body), 70)), "."]
         ledger.outcomes[tag] = UNKNOWN
         conversation.say("".join(f"{line}\r\n" for line in lines).encode())
