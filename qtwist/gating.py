@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +14,16 @@ from twisted.python.failure import Failure
 
 from qtwist.control import ControlError
 from qtwist.files.tcprules import Rules
+from qtwist.mail.networks import network_of
 from qtwist.policy.kept import Kept
 from qtwist.policy.session import Session, plain_ip
 from qtwist.policy.surroundings import Surroundings
 from qtwist.policy.tcprules import PATIENCE, apply, look_up, read_rules, show
 from qtwist.serving import DrainingFactory
 
-#: How many clients of one server may wait at once until it is known who they are.
+#: How many clients of one server may wait at once until it is known who they are; how many of one network.
 MOST_WAITING = 200
+MOST_OF_A_NETWORK = 20
 
 _log = Logger(namespace="qtwist.policy")
 
@@ -38,7 +41,7 @@ class Gate:
     def __init__(self, surroundings: Surroundings, service: str) -> None:
         control = surroundings.control
         self.surroundings = surroundings
-        self.waiting = 0
+        self.waiting: Counter[str] = Counter()  # by network
         self._service = service
         names = (f"tcp.{service}", f"tcp.{service}.cdb")
         self._rules: Kept[Rules | None] = Kept(control, names, lambda: read_rules(control, service))
@@ -57,10 +60,18 @@ class Gate:
         if not (rules.asks_name or rules.asks_ident):
             variables = self.settle(Session("", ip), rules)
             return None if variables is None else make(variables)
-        if self.waiting >= MOST_WAITING:
-            _log.warn("{ip}: connection closed, {count} clients wait to be looked up", ip=ip, count=self.waiting)
+        network = network_of(ip)
+        if self.waiting.total() >= MOST_WAITING or self.waiting[network] >= MOST_OF_A_NETWORK:
+            _log.info(
+                "connection answered 421 ip={ip} rule=tcprules"
+                " ({count} clients wait to be looked up, {near} of {network})",
+                ip=ip,
+                count=self.waiting.total(),
+                near=self.waiting[network],
+                network=network,
+            )
             return None
-        return Waiting(self, factory, rules, make)
+        return Waiting(self, factory, network, rules, make)
 
     def settle(self, session: Session, rules: Rules) -> dict[bytes, bytes] | None:
         """The variables for a client of which all is known that the rules ask for; None when it is denied."""
@@ -82,23 +93,29 @@ class Waiting(Protocol):
     implicit_tls = False
     proxied: Any = None  # the addresses that a proxy has told (qtwist.proxying), where one did
 
-    def __init__(self, gate: Gate, factory: DrainingFactory[Any], rules: Rules, make: Make) -> None:
+    def __init__(self, gate: Gate, factory: DrainingFactory[Any], network: str, rules: Rules, make: Make) -> None:
         self._gate = gate
         self._server = factory
+        self._network = network
+        self._said = b""
         self._rules = rules
         self._make = make
         self._asking: Deferred[None] | None = None
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
-        transport.pauseProducing()  # it has nothing to say that could be understood
-        self._gate.waiting += 1
+        transport.pauseProducing()  # what it has to say is for the server
+        self._gate.waiting[self._network] += 1
         self._server.connection_made(self)
         session = Session.of(self.proxied or transport)
         rules = self._rules
         name, info = PATIENCE * rules.asks_name, PATIENCE * rules.asks_ident
         self._asking = Deferred.fromCoroutine(look_up(self._gate.surroundings, session, name, info))
         self._asking.addCallbacks(lambda _: self._known(session), self._failed)
+
+    def dataReceived(self, data: bytes) -> None:
+        # The transport is paused: this came in one piece with a proxy's header, or with the end of a handshake.
+        self._said += data
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._leave()
@@ -123,9 +140,12 @@ class Waiting(Protocol):
         connection = self._make(variables)
         connection.proxied, connection.implicit_tls = self.proxied, self.implicit_tls
         # An ssl: endpoint has a transport that wraps the protocol.
-        setattr(transport, "wrappedProtocol" if ISSLTransport.providedBy(transport) else "protocol", connection)
+        place = "wrappedProtocol" if ISSLTransport.providedBy(transport) else "protocol"
+        setattr(transport, place, connection)
         transport.resumeProducing()
         connection.makeConnection(transport)
+        if self._said:
+            getattr(transport, place).dataReceived(self._said)  # another one where TLS begins at once
 
     def _failed(self, failure: Failure) -> None:
         if self._leave():
@@ -137,7 +157,8 @@ class Waiting(Protocol):
         asking, self._asking = self._asking, None
         if asking is None:
             return False
-        self._gate.waiting -= 1
+        self._gate.waiting[self._network] -= 1
+        self._gate.waiting += Counter()  # without those that are none
         self._server.connection_lost(self)
         asking.cancel()
         return True

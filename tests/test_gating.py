@@ -146,8 +146,9 @@ class ByName(PolicyCase):
         factory = self.pop3()
         clients = [Served(factory, "192.0.2.77") for _ in range(2)]
         self.assertEqual(len(factory.connections), 2)
-        self.assertIsNone(factory.buildProtocol(address("192.0.2.77")))
-        self.assertEqual(self.lines, ["192.0.2.77: connection closed, 2 clients wait to be looked up"])
+        self.assertIsNone(factory.buildProtocol(address("192.0.3.9")))
+        waiting = "(2 clients wait to be looked up, 0 of 192.0.3.0/24)"
+        self.assertEqual(self.lines, [f"connection answered 421 ip=192.0.3.9 rule=tcprules {waiting}"])
         clients[0].transport.protocol.connectionLost()
         self.assertEqual(len(factory.connections), 1)
         factory.drain()
@@ -157,6 +158,31 @@ class ByName(PolicyCase):
         self.clock.advance(PATIENCE)
         self.assertEqual([client.heard() for client in clients], [b"", b""])
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_nobody_takes_all_places(self) -> None:
+        """However many of one network wait, somebody from another one is let in."""
+        self.put("tcp.pop3", "=.good.test:deny\n")
+        self.patch(gating, "MOST_OF_A_NETWORK", 2)
+        factory = self.pop3()
+        clients = [Served(factory, "192.0.2.77") for _ in range(2)]
+        self.assertIsNone(factory.buildProtocol(address("192.0.2.78")))
+        self.assertTrue(Served(factory, "192.0.3.9").heard().startswith(b"+OK "))
+        clients.pop().transport.protocol.connectionLost()
+        self.assertTrue(Served(factory, "192.0.2.66").heard().startswith(b"+OK "))
+
+    def test_what_comes_with_the_header_of_a_proxy(self) -> None:
+        """A client that speaks first: what it said before it was known who it is, is heard afterwards."""
+        self.put("proxyclients", "10.0.0.7\n")
+        self.names.table["ptr", "192.0.2.9"] = SILENT
+        self.put("tcp.qmqp", "=.good.test:deny\n")
+        factory = self.qmqp()
+        client = Served(ProxyingFactory(factory, self.control, self.clock), "10.0.0.7")
+        header = b"PROXY TCP4 192.0.2.9 192.0.2.1 40000 628\r\n"
+        self.assertEqual(client.say(header + REQUEST[:20]), b"")
+        self.assertTrue(client.waits)
+        self.assertEqual(client.say(REQUEST[20:]), b"")
+        self.clock.advance(PATIENCE)
+        self.assertEqual(client.heard(), OK)
 
 
 class OverSockets(TestCase):
