@@ -62,14 +62,8 @@ class Gate:
             return None if variables is None else make(variables)
         network = network_of(ip)
         if self.waiting.total() >= MOST_WAITING or self.waiting[network] >= MOST_OF_A_NETWORK:
-            _log.info(
-                "connection answered 421 ip={ip} rule=tcprules"
-                " ({count} clients wait to be looked up, {near} of {network})",
-                ip=ip,
-                count=self.waiting.total(),
-                near=self.waiting[network],
-                network=network,
-            )
+            near, count = self.waiting[network], self.waiting.total()
+            self._refused(ip, f"{count} clients wait to be looked up, {near} of {network}")
             return None
         return Waiting(self, factory, network, rules, make)
 
@@ -78,13 +72,19 @@ class Gate:
         verdict = apply(session, rules)
         if verdict.allow:
             return session.environment
-        _log.info(
-            "connection answered 421 ip={ip} rule=tcprules ({rule} of control/tcp.{service})",
-            ip=session.remote_ip,
-            rule=show(verdict),
-            service=self._service,
-        )
+        self._refused(session.remote_ip, f"{show(verdict)} of control/tcp.{self._service}")
         return None
+
+    def _refused(self, ip: str, reason: str) -> None:
+        """Note in the log that a client is not let in."""
+        _log.info(
+            "{step} answered {code} rule={rule} ({reason}) ip={ip}",
+            step="connection",
+            code=421,
+            rule="tcprules",
+            reason=reason,
+            ip=ip,
+        )
 
 
 class Waiting(Protocol):

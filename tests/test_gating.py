@@ -94,9 +94,11 @@ class ByName(PolicyCase):
         self.names.table = dict(NAMES)
         self.put("qmqpclients", "192.0.2.0/24\n")
         self.lines: list[str] = []
+        self.noted: list[Any] = []
 
         def note(event: Any) -> None:
             if event.get("log_namespace") == "qtwist.policy":
+                self.noted.append(event)
                 self.lines.append(formatEvent(event))
 
         globalLogPublisher.addObserver(note)
@@ -122,7 +124,7 @@ class ByName(PolicyCase):
         forged = Served(factory, "192.0.2.66")
         self.assertEqual((forged.transport.aborted, forged.heard()), (True, b""))
         self.assertEqual(
-            self.lines, ["connection answered 421 ip=192.0.2.66 rule=tcprules (:deny of control/tcp.qmqp)"]
+            self.lines, ["connection answered 421 rule=tcprules (:deny of control/tcp.qmqp) ip=192.0.2.66"]
         )
 
     def test_pop3(self) -> None:
@@ -148,7 +150,8 @@ class ByName(PolicyCase):
         self.assertEqual(len(factory.connections), 2)
         self.assertIsNone(factory.buildProtocol(address("192.0.3.9")))
         waiting = "(2 clients wait to be looked up, 0 of 192.0.3.0/24)"
-        self.assertEqual(self.lines, [f"connection answered 421 ip=192.0.3.9 rule=tcprules {waiting}"])
+        self.assertEqual(self.lines, [f"connection answered 421 rule=tcprules {waiting} ip=192.0.3.9"])
+        self.assertEqual(self.noted[0]["rule"], "tcprules")  # that is what `qtwist log why` explains
         clients[0].transport.protocol.connectionLost()
         self.assertEqual(len(factory.connections), 1)
         factory.drain()
