@@ -102,11 +102,6 @@ def domain(line: bytes) -> str | None:
     return None if _HOST.fullmatch(line) else "a domain, or a dot and the end of domains"
 
 
-def sender(line: bytes) -> str | None:
-    """A line of badmailfrom."""
-    return "an address, or @ and a domain" if re.search(rb"[\x00-\x20\x7f]", line) and b'"' not in line else None
-
-
 def rule(line: bytes) -> str | None:
     """A line of tcp.smtp and its like (spec/related.md §4.2)."""
     from qtwist.files.tcprules import RuleError, compile_rules
@@ -119,8 +114,11 @@ def rule(line: bytes) -> str | None:
 
 
 def pattern(line: bytes) -> str | None:
-    """A line of badhelo: a name or a pattern."""
-    return "a name or a pattern with * and ?, after ! an exception" if re.search(rb"[\x00-\x20\x7f]", line) else None
+    """A line of badmailfrom and its like: an address, a name or a pattern."""
+    from qtwist.policy.patterns import EXPECTED, trouble
+
+    why = trouble(line)
+    return None if why is None else f"{EXPECTED} ({why})"
 
 
 def dnsbl(line: bytes) -> str | None:

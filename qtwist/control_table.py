@@ -110,7 +110,7 @@ _TABLE = (
         check=checks.turn,
     ),
     ControlFile(
-        "badmailfrom", LIST, _SMTPD, "connection", "senders (or @domain) whose mail is refused", check=checks.sender
+        "badmailfrom", LIST, _SMTPD, "connection", "senders (or @domain) whose mail is refused", check=checks.pattern
     ),
     ControlFile(
         "badmailto",
@@ -118,7 +118,7 @@ _TABLE = (
         _QUEUED,
         "connection",
         "the same as badrcptto, under its other name",
-        check=checks.sender,
+        check=checks.pattern,
     ),
     ControlFile(
         "badrcptto",
@@ -126,7 +126,7 @@ _TABLE = (
         _QUEUED,
         "connection",
         "[recipients](policies.md#badrcptto) whose mail is refused; as badmailfrom",
-        check=checks.sender,
+        check=checks.pattern,
     ),
     ControlFile(
         "bouncefrom",

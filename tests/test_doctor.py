@@ -82,6 +82,17 @@ class DoctorTests(SynchronousTestCase):
     def trouble(self) -> list[str]:
         return [line for line in self.look() if not line.startswith("ok ")]
 
+    def test_lists_of_other_servers(self) -> None:
+        """A line that means something else here than its writer may have thought."""
+        self.files.put("badmailfrom", "spam.test\nnobody\n@spam.test\n.spam.test\n*.spam.test\n!.good.test\n")
+        self.assertEqual(
+            self.trouble(), ["warn control/badmailfrom: spam.test is no domain there: @spam.test would be"]
+        )
+        self.files.put("badmailfrom", "^.*@spam.test$\n")
+        [line] = self.trouble()
+        self.assertIn("badmailfrom, line 1", line)
+        self.assertIn("regular expression", line)
+
     def test_all_is_well(self) -> None:
         found = self.look()
         self.assertEqual([line for line in found if not line.startswith("ok ")], [])

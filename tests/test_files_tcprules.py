@@ -55,6 +55,30 @@ class CompileTests(SynchronousTestCase):
         ):
             self.assertEqual(keys(address + b":deny"), expected, address)
 
+    def test_ipv6_as_people_write_it(self) -> None:
+        """In brackets, in capitals, with zeros, behind an IDENT answer, IPv4 in IPv6: as a client's address reads."""
+        for address, expected in (
+            (b"[2001:DB8::1]", b"2001:db8::1"),
+            (b"2001:0DB8:0:0::1", b"2001:db8::1"),
+            (b"2001:0DB8:00a0:", b"2001:db8:a0:"),
+            (b"[2001:db8::]/32", b"2001:db8::/32"),
+            (b"::ffff:192.0.2.7", b"192.0.2.7"),
+            (b"[192.0.2.7]", b"192.0.2.7"),
+            (b"joe@[2001:DB8::1]", b"joe@2001:db8::1"),
+            (b"joe@2001:0db8::1", b"joe@2001:db8::1"),
+            (b"joe@192.0.2.7", b"joe@192.0.2.7"),
+            (b"a:b@=Host:x", b"a:b@=Host:x"),
+            (b"a/b@192.0.2.7", b"a/b@192.0.2.7"),
+        ):
+            self.assertEqual(keys(address + b":deny"), [expected], address)
+
+    def test_colons_that_are_no_address(self) -> None:
+        """What could never be found is no rule: it would let in whom it denies."""
+        for line in (b"192.0.2.1:25:deny", b"deny:192.0.2.1:deny", b"2001:db8::1::deny", b"[2001:db8::1:deny",
+                     b"2001:xyz::1:deny", b"joe@10.0.0.0/8:deny", b"12345:deny:deny",
+                     b"1:2:3:4:5:6:7:8:9:deny", b"a@b:c:deny"):  # fmt: skip
+            self.assertRaises(RuleError, compiled, line)
+
     def test_ipv6(self) -> None:
         """§4.8: the verdict ends the key, not the first colon."""
         self.assertEqual(

@@ -16,7 +16,7 @@ from qtwist.files.assign import compile_assign
 from qtwist.files.cdb import write_cdb
 from qtwist.local.looking import Lookup
 from qtwist.local.users import Account
-from qtwist.policy.patterns import PatternFiles, Patterns
+from qtwist.policy.patterns import PatternFiles, Patterns, trouble
 from qtwist.policy.recipients import PATIENCE, InThread
 from tests.policy_tools import SILENT, TROUBLE, PolicyCase, codes
 from tests.unprivileged import ORDINARY
@@ -54,6 +54,47 @@ class PatternLists(SynchronousTestCase):
         ):
             self.assertEqual(patterns.find(text), line, text)
 
+    def test_ends(self) -> None:
+        """A dot in front: what is below a domain, not the domain."""
+        patterns = Patterns.parse([b".Spam.test", b"@.bad.test", b"!.good.spam.test"])
+        for text, line in (
+            (b"joe@x.SPAM.test", b".spam.test"),
+            (b"joe@a.b.spam.test", b".spam.test"),
+            (b"joe@spam.test", None),
+            (b"joe@nospam.test", None),
+            (b"x.spam.test@ok.test", None),
+            (b"joe@x.bad.test", b"@.bad.test"),
+            (b"joe@a.good.spam.test", None),
+            (b"p1.spam.test", b".spam.test"),
+        ):
+            self.assertEqual(patterns.find(text), line, text)
+
+    def test_brackets(self) -> None:
+        """One character of several, as in INN's patterns; but an address literal is what it looks like."""
+        patterns = Patterns.parse([b"[0-9][0-9]@*.test", b"[^a-y]@one.other", b"*@[192.0.2.*]", b"[198.51.100.7]"])
+        for text, line in (
+            (b"17@x.test", b"[0-9][0-9]@*.test"),
+            (b"1a@x.test", None),
+            (b"z@one.other", b"[^a-y]@one.other"),
+            (b"b@one.other", None),
+            (b"b@[192.0.2.9]", b"*@[192.0.2.*]"),
+            (b"b@2", None),
+            (b"[198.51.100.7]", b"[198.51.100.7]"),
+            (b"1", None),
+        ):
+            self.assertEqual(patterns.find(text), line, text)
+
+    def test_lines_of_other_servers(self) -> None:
+        """Forms that only others know (spec/related.md §14.4, regular expressions) are wrong, not without a meaning."""
+        for line in (b"^joe@.*$", b".*@spam.test", b"@spam\\.test$", b"(a|b)@x.test", b"joe|ann@x.test", b"@spam.test-",
+                     b"joe@spam.test=", b"*@own.test+", b"~@mx.test", b"!~dial", b"-@spam.test", b"+.spam.test",
+                     b"joe@spam.test go away", b"a\tb@c"):  # fmt: skip
+            self.assertIsNotNone(trouble(line), line)
+        for line in (b"joe@spam.test", b"@spam.test", b".spam.test", b"@.spam.test", b"nobody", b"*@*.test", b"!*@x",
+                     b"a+b@c.test", b"-x@spam.test", b"joe-@x.test", b"[0-9]*@x", b"[192.0.2.1]", b"*-*", b"a-b.test",
+                     b'"a b"@c.test', b"$me@x.test", b"localhost-", b"caf\xc3\xa9.test", b"*"):  # fmt: skip
+            self.assertIsNone(trouble(line), line)
+
     @given(st.binary(max_size=60), st.lists(st.binary(max_size=12), max_size=5))
     def test_any_bytes(self, text: bytes, lines: list[bytes]) -> None:
         Patterns.parse(lines).find(text)
@@ -79,6 +120,14 @@ class ListsAtWork(PolicyCase):
             self.put("empty", "")
             self.put("tcp.smtp", f":allow,{rule}\n")
             self.assertEqual(codes(self.dialogue(*self.mail))[-1], code, rule)
+
+    def test_a_line_that_is_none(self) -> None:
+        """Nobody gets past a list that cannot be understood, and the log says which line it is."""
+        self.put("badmailfrom", "@ok.test\n^.*@spam\n")
+        self.assertEqual(codes(self.dialogue(*self.mail))[0], 421)
+        [failure] = self.flushLoggedErrors(ControlError)
+        self.assertIn("badmailfrom, line 2", str(failure.value))
+        self.assertIn("regular expression", str(failure.value))
 
     def test_a_variable_names_no_file_elsewhere(self) -> None:
         lists = PatternFiles(self.control, "badmailfrom")

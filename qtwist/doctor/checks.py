@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import glob
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from datetime import datetime, timezone
 from ipaddress import ip_address
@@ -87,6 +88,11 @@ async def control_files(case: Case) -> AsyncIterator[Finding]:
         yield Finding(BAD, str(error))
     if not errors:
         yield Finding(OK, "control files: nothing wrong")
+    for file in ("badmailfrom", "badrcptto", "badmailto"):
+        for line in (case.control.list(file) or ()) if not errors else ():
+            if b"." in line and not re.search(rb"[@*?\[]|^!*\.", line):
+                shown = line.decode("ascii", "backslashreplace")
+                yield Finding(WARN, f"control/{file}: {shown} is no domain there: @{shown} would be")
 
 
 async def names(case: Case) -> AsyncIterator[Finding]:

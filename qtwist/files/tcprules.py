@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 
 import attrs
 
@@ -19,6 +19,8 @@ from qtwist.mail.domains import ascii_domain
 _LINE = re.compile(rb"(?P<key>(?:(?!:allow|:deny).)*):(?P<verdict>allow|deny)(?P<variables>(?:,.*)?)", re.DOTALL)
 _VARIABLE = re.compile(rb",([^=]*)=(.)", re.DOTALL)
 _RANGE = re.compile(rb"(?P<head>(?:[^-]*\.)?)(?P<low>[0-9]*)-(?P<high>[0-9]*)(?P<tail>(?:\..*)?)", re.DOTALL)
+_LITERAL = re.compile(rb"\[(.*)\]")
+_IPV6_START = re.compile(rb"(?:[0-9A-Fa-f]{1,4}:){1,7}:?")
 _HIGHEST = 255
 
 
@@ -74,15 +76,19 @@ def _data(verdict: bytes, variables: bytes) -> bytes | None:
 
 
 def _keys(address: bytes) -> list[bytes] | None:
-    """The addresses that ``1.2.3-9.`` and the like stand for; None for a hyphen that stands for nothing, and for a
-    network that is none."""
-    if b"=" in address or b"@" in address:
+    """The addresses that ``1.2.3-9.`` and the like stand for; None for a hyphen that stands for nothing, for a network
+    that is none, and for colons that are in no IPv6 address."""
+    user, at, host = address.rpartition(b"@")
+    if b"=" in address:
         return [_spelled(address)]
-    if b"/" in address:
-        network = _canonical_network(address)
+    if b"/" in host:
+        network = None if at else _canonical_network(address.replace(b"[", b"").replace(b"]", b""))
         return None if network is None else [network]
-    if b":" in address:
-        return [_canonical_ipv6(address)]
+    if b":" in host or _LITERAL.fullmatch(host):
+        known = _canonical_ip(host)
+        return None if known is None else [user + at + known]
+    if at:
+        return [address]
     if b"-" not in address:
         return [address]
     match = _RANGE.fullmatch(address)  # by the first hyphen; others stay
@@ -106,14 +112,17 @@ def _canonical_network(address: bytes) -> bytes | None:
         return None
 
 
-def _canonical_ipv6(address: bytes) -> bytes:
-    """An IPv6 address as systems print it; the start of one (it ends in a colon), and anything else, as it is."""
-    if address.endswith(b":"):
-        return address
+def _canonical_ip(address: bytes) -> bytes | None:
+    """An address with colons or in brackets, or the start of one (it ends in a colon), as systems print a client's;
+    None when it is none."""
+    if _IPV6_START.fullmatch(address):
+        return b":".join(group and b"%x" % int(group, 16) for group in address.split(b":"))
     try:
-        return str(IPv6Address(address.decode("ascii"))).encode("ascii")
+        known = ip_address(_LITERAL.sub(rb"\1", address).decode("ascii"))
     except ValueError:
-        return address
+        return None
+    mapped = known.ipv4_mapped if known.version == 6 else None
+    return str(mapped or known).encode("ascii")
 
 
 def _number(digits: bytes) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import attrs
@@ -19,16 +19,57 @@ if TYPE_CHECKING:
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
+_BRACKETS = re.compile(r"\[([^\[\]]*)\]?")
+
+# What other servers' lists have that these have not (spec/related.md §14.4, qregex).
+_NONE_OF_OURS = (
+    (re.compile(rb"\^|\.\*|[^\"]*(?:\$$|[\\(|])"), "it looks like a regular expression"),
+    (re.compile(rb"~|[-+=][@.]|.*@.*[-+=]$"), "of the signs of s/qmail there is only !"),
+    (re.compile(rb"[^\"]*[\x00-\x20\x7f]"), "it has a blank in it"),
+)
+
+
+#: What a line is expected to be.
+EXPECTED = "an address, @domain, .domain, a name, or a pattern with *, ? and [a-z], after ! an exception"
+
+
+def trouble(line: bytes) -> str | None:
+    """Why a line is none that these lists can have; None when it is one. So none of them means nothing unnoticed."""
+    text = line.lstrip(b"!").strip()
+    for form, why in _NONE_OF_OURS:
+        if form.match(text):
+            return why
+    return None
+
+
+def _glob(line: str) -> str:
+    """A line as fnmatch has it: ``[…]`` stands for one character, but for an address literal where it has a dot or a
+    colon in it; ``[^`` is ``[!``."""
+
+    def one(match: re.Match[str]) -> str:
+        inside: str = match[1]
+        if not inside or not match[0].endswith("]") or "." in inside or ":" in inside:
+            return "[[]" + match[0][1:]
+        return f"[!{inside[1:]}]" if inside[0] == "^" else match[0]
+
+    return _BRACKETS.sub(one, line)
+
+
+def _is_wild(line: bytes) -> bool:
+    return b"*" in line or b"?" in line or "[" in _glob(line.decode("latin-1")).replace("[[]", "")
+
 
 @attrs.frozen
 class Patterns:
     """The lines of such a list, case ignored.
 
-    A line is a whole address (or name), ``@`` and a whole domain, or a pattern with ``*`` and ``?`` for the whole of
-    it. ``!`` before a line makes an exception, wherever it stands.
+    A line is a whole address (or name), ``@`` and a whole domain, ``.`` (or ``@.``) and the end of domains or names, or
+    a pattern for the whole of it with ``*``, ``?`` and ``[a-z]``. ``!`` before a line makes an exception, wherever it
+    stands.
     """
 
     words: frozenset[bytes] = frozenset()
+    ends: Mapping[bytes, bytes] = attrs.field(factory=dict)  # `.end` to its line
     wild: tuple[tuple[re.Pattern[str], bytes], ...] = ()
     exceptions: Patterns | None = None
 
@@ -42,16 +83,18 @@ class Patterns:
 
     @classmethod
     def _of(cls, lines: list[bytes], exceptions: Patterns | None) -> Patterns:
-        wild = [line for line in lines if b"*" in line or b"?" in line]
+        wild = [line for line in lines if _is_wild(line)]
+        plain = frozenset(lines) - frozenset(wild)
         return cls(
-            frozenset(lines) - frozenset(wild),
-            tuple((re.compile(fnmatch.translate(line.decode("latin-1"))), line) for line in wild),
+            plain,
+            {line.removeprefix(b"@"): line for line in plain if line.startswith((b".", b"@."))},
+            tuple((re.compile(fnmatch.translate(_glob(line.decode("latin-1")))), line) for line in wild),
             exceptions,
         )
 
     def find(self, text: bytes) -> bytes | None:
         """The line that `text`, an address or a name, is listed by; None when it is not, or is an exception."""
-        if not (self.words or self.wild):
+        if not (self.words or self.wild):  # what is in `ends` is in `words`
             return None
         text = ascii_key(text)
         found = self._find(text)
@@ -65,6 +108,12 @@ class Patterns:
         at = text.rfind(b"@")
         if at >= 0 and text[at:] in self.words:
             return text[at:]
+        if self.ends:
+            dot = text.find(b".", at + 1)
+            while dot >= 0:
+                if text[dot:] in self.ends:
+                    return self.ends[text[dot:]]
+                dot = text.find(b".", dot + 1)
         shown = text.decode("latin-1")
         return next((line for pattern, line in self.wild if pattern.match(shown)), None)
 
@@ -107,6 +156,11 @@ class PatternFiles:
         if known is not None and known[0] == stamp:
             return known[1]
         text = None if stamp is None else read(path)
-        patterns = Patterns.parse(line for _, line in split_lines(text or b""))
+        lines = list(split_lines(text or b""))
+        for number, line in lines:
+            why = trouble(line)
+            if why is not None:
+                raise ControlError(path, number, repr(line)[1:], f"{EXPECTED} ({why})")
+        patterns = Patterns.parse(line for _, line in lines)
         self._known[name] = (stamp, patterns)
         return patterns

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import smtplib
+import socket
 import subprocess
 import sys
 
+from qtwist.wire.netstring import encode
 from tests.command_tools import CHECKOUT
-from tests.e2e.harness import ME, PATIENCE, Daemon, DaemonCase, wait_until
+from tests.e2e.harness import ME, PATIENCE, Daemon, DaemonCase, accepts, free_port, wait_until
 from tests.e2e.test_roles import ANN, JOE, RootCase
 
 
@@ -103,10 +106,11 @@ class AsRoles(RootCase):
         self.write_control("greylisting", "")
         self.assertEqual(self.rcpt(f"joe@{ME}"), [250])
 
-    def test_lists_are_asked_by_roles_that_may(self) -> None:
+    def ask(self, zone_text: str) -> None:
+        """Have the daemon ask a server that knows these records."""
         zone = os.path.join(self.directory, "zone")
         with open(zone, "w", encoding="ascii") as file:
-            file.write('1.0.0.127.bl.test A 127.0.0.2\n1.0.0.127.bl.test TXT "listed for a test"\n')
+            file.write(zone_text)
         server = subprocess.Popen(
             [sys.executable, "-m", "tests.dns_server", zone], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
         )
@@ -114,6 +118,36 @@ class AsRoles(RootCase):
         self.addCleanup(server.kill)
         assert server.stdout is not None
         self.write_control("dnsservers", server.stdout.readline().split()[-1] + "\n")
+
+    def test_names_count_for_pop3_and_qmqp(self) -> None:
+        """Their roles may ask the DNS when a rule is about a name, and the filter against the network is left away."""
+        self.ask("1.0.0.127.in-addr.arpa PTR Joe.good.test\njoe.good.test A 127.0.0.1\n")
+        ports = {role: free_port() for role in ("pop3", "qmqp")}
+        listen = [f"{role} tcp:{port}:interface=127.0.0.1\n" for role, port in (("smtp", self.port), *ports.items())]
+        self.write_control("listen", "".join(listen))
+        self.write_control("qmqpclients", "127.0.0.1\n")
+        for role in ports:
+            self.write_control(f"tcp.{role}", "=.good.test:allow\n:deny\n")
+        daemon = self.start()
+        for port in ports.values():
+            wait_until("all servers", functools.partial(accepts, port))
+        with socket.create_connection(("127.0.0.1", ports["pop3"]), PATIENCE) as client:
+            self.assertEqual(client.recv(3), b"+OK", daemon.log)
+        request = encode(b"Subject: x\n\n") + encode(b"a@b.test") + encode(f"joe@{ME}".encode())
+        with socket.create_connection(("127.0.0.1", ports["qmqp"]), PATIENCE) as client:
+            client.sendall(encode(request))
+            self.assertIn(b":Kok ", client.makefile("rb").read(), daemon.log)
+        daemon.log.wait(r"end msg")
+        self.assertIn(b"Received: from joe.good.test (127.0.0.1)\n", self.mail_of("joe")[0])
+        for role in ports:
+            self.write_control(f"tcp.{role}", "=.good.test:deny\n")
+        for port in ports.values():
+            with socket.create_connection(("127.0.0.1", port), PATIENCE) as client, contextlib.suppress(OSError):
+                self.assertEqual(client.recv(3), b"")
+        daemon.log.wait(r"connection answered 421 rule=tcprules \(=.good.test:deny of control/tcp.(pop3|qmqp)\)", 2)
+
+    def test_lists_are_asked_by_roles_that_may(self) -> None:
+        self.ask('1.0.0.127.bl.test A 127.0.0.2\n1.0.0.127.bl.test TXT "listed for a test"\n')
         self.write_control("dnsbllist", "-bl.test\n")
         daemon = self.start()
         self.assertEqual(self.rcpt(f"joe@{ME}"), [553], daemon.log)
