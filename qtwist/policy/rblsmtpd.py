@@ -74,14 +74,16 @@ class _Question:
         self.entry = entry
         self.text: bytes | None = None
         self.trouble = ""
-        asked = Deferred.fromCoroutine(lookup).addTimeout(max(seconds, 1), clock)
+        self._seconds = max(seconds, 1)
+        asked = Deferred.fromCoroutine(lookup).addTimeout(self._seconds, clock)
         self.answered: Deferred[None] = asked.addCallbacks(self._got, self._failed)
 
     def _got(self, text: bytes | None) -> None:
         self.text = text
 
     def _failed(self, failure: Failure) -> None:
-        self.trouble = failure.getErrorMessage() or type(failure.value).__name__
+        late = f"it says nothing for {self._seconds} s" if failure.check(TimeoutError) else ""
+        self.trouble = late or failure.getErrorMessage() or type(failure.value).__name__
         if not failure.check(DNSTemporaryError, TimeoutError, CancelledError, _Broken, OSError):
             _log.failure("asking {zone}", failure, zone=self.entry.zone.decode())
 
