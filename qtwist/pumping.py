@@ -45,7 +45,7 @@ class PumpingConnection(TwistedProtocol):
     when something has come.
     """
 
-    factory: Any  # has a `clock`
+    factory: Any  # a DrainingFactory that has a `clock`
     log: ClassVar[Logger]
     handlers: ClassVar[Mapping[type, Callable[[Any, Any], None]]]
 
@@ -109,6 +109,7 @@ class PumpingConnection(TwistedProtocol):
             self._regulate()
         elif not self._leaving:
             self._leaving = True
+            self.factory.connection_leaves(self)
             transport: Any = self.transport
             transport.unregisterProducer()
             self.leave()

@@ -8,6 +8,9 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory
 
+#: How many connections that are about to end take nobody's place; who does not let go of his is counted in the end.
+MOST_LEAVING = 200
+
 
 class Connection(Protocol):
     """What a connection has to have."""
@@ -25,8 +28,9 @@ C = TypeVar("C", bound=Connection)
 class DrainingFactory(Factory, Generic[C]):
     """A factory that keeps account of its connections.
 
-    Each of them calls :meth:`connection_made` at its beginning and :meth:`connection_lost` at its end. `share` is how
-    many processes serve the same ports, so that each allows its share of what a control file allows.
+    Each of them calls :meth:`connection_made` at its beginning and :meth:`connection_lost` at its end, and may call
+    :meth:`connection_leaves` before. `share` is how many processes serve the same ports, so that each allows its share
+    of what a control file allows.
     """
 
     noisy = False
@@ -35,17 +39,24 @@ class DrainingFactory(Factory, Generic[C]):
     def __init__(self) -> None:
         self.connections: set[C] = set()
         self.draining = False
+        self._leaving: set[C] = set()
         self._drained: list[Deferred[None]] = []
 
     def connection_made(self, connection: C) -> int:
-        """Count a connection in; how many others there are."""
-        others = len(self.connections)
+        """Count a connection in; how many others there are, without those that leave (up to MOST_LEAVING)."""
+        others = len(self.connections) - min(len(self._leaving), MOST_LEAVING)
         self.connections.add(connection)
         return others
+
+    def connection_leaves(self, connection: C) -> None:
+        """All is said on a connection, so that it takes nobody's place: a crowd that is sent away keeps nobody out."""
+        if connection in self.connections:
+            self._leaving.add(connection)
 
     def connection_lost(self, connection: C) -> None:
         """Count a connection out."""
         self.connections.discard(connection)
+        self._leaving.discard(connection)
         if self.draining and not self.connections:
             drained, self._drained = self._drained, []
             for waiting in drained:

@@ -22,6 +22,7 @@ from qtwist.mail.address import Address
 from qtwist.mail.envelope import Envelope, Origin
 from qtwist.policy import Policy, ReceivedMessage, Session, accept, refuse
 from qtwist.qmtpd.factory import QMTPFactory
+from qtwist.qmtpd.protocol import REFUSED_SECONDS
 from qtwist.wire.netstring import encode
 from tests import test_smtpd
 from tests.socket_tools import talk
@@ -541,6 +542,15 @@ class FlowTests(WithFactory):
         client.protocol.pauseProducing()
         self.clock.advance(3600)
         self.assertTrue(client.transport.aborted)
+
+    def test_who_is_refused_does_not_stay(self) -> None:
+        """The answer is for the first package; whoever sends none is left soon."""
+        self.put("maxconnip", "1\n")
+        factory = self.factory()
+        served, refused = Client(factory), Client(factory)
+        self.clock.advance(REFUSED_SECONDS)
+        self.assertTrue(refused.transport.half_closed)
+        self.assertFalse(served.transport.half_closed)
 
     def test_too_many_connections(self) -> None:
         self.put("concurrencyincoming", "2\n")

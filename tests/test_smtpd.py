@@ -834,6 +834,22 @@ class Limits(WithFactory):
             client.hang_up()
         self.assertEqual(Client(factory).replies(), [b"220 mx.test ESMTP"])
 
+    def test_who_is_sent_away_takes_nobodys_place(self) -> None:
+        """However many of one network are told 421 at once, others come in; and the log says whom there was no room for."""
+        self.put("concurrencyincoming", "2\n")
+        self.put("tcp.smtp", ':allow,MAXCONNIP="1"\n')
+        factory = self.factory()
+        clients = [Client(factory, "192.0.2.9") for _ in range(5)]
+        self.assertEqual([int(client.replies()[0][:3]) for client in clients], [220, 421, 421, 421, 421])
+        self.assertEqual(Client(factory, "198.51.100.1").replies(), [b"220 mx.test ESMTP"])
+        events: list[Any] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        self.assertEqual(int(Client(factory, "203.0.113.1").replies()[0][:3]), 421)
+        [told] = [event for event in events if event.get("ip") == "203.0.113.1"]
+        self.assertEqual((told["rule"], told["code"]), ("limits", 421))
+        self.assertIn("control/concurrencyincoming", told["reason"])
+
     def test_broken_control_files(self) -> None:
         """421 (#4.3.0) and a line in the log (spec §16.1); good again with the next connection."""
         factory = self.factory()

@@ -29,7 +29,8 @@ RULES = {
     "memory": "There was too little memory for more: control/memoryminfree.",
     "queueroom": "There was too little room for mail where the queue lies: control/queueminfree.",
     "limits": "The client, or its network, has as many connections as control/maxconnip, maxconnc, connrateip and "
-    "connratec allow. It may try again later.",
+    "connratec allow; or all together are as many as control/concurrencyincoming (control/concurrencypop3) allows. "
+    "It may try again later.",
     "rblsmtpd": "A list in control/dnsbllist has the client's address, or RBLSMTPD is set by its rule.",
     "greetdelay": "The client spoke before it was greeted, which mail servers do not; control/greetdelay.",
     "tarpit": "control/tarpitcount and control/tarpitdelay slow the client down.",

@@ -25,6 +25,7 @@ HEADER_SHOWN = 65536  # octets of the header that the message hook gets at most
 
 TROUBLE = Reply(451, b"a local rule could not be applied, try again later (#4.3.0)")
 NO_GREETING = Reply(421, TROUBLE.text)
+TOO_MANY = Reply(421, b"too many connections, try again later (#4.3.2)")
 NO_ROOM = Reply(451, b"the message cannot be looked at now, try again later (#4.3.0)")
 
 
@@ -95,9 +96,15 @@ class PolicyConnection(PumpingConnection):
         """Leave without a word."""
         self.tell_refusal("connection", refusal)
         self._leaving = True
+        self.factory.connection_leaves(self)
         transport: Any = self.transport
         transport.unregisterProducer()
         transport.loseConnection()
+
+    def tell_too_many(self, others: int) -> None:
+        """Log that the client was sent away because there are `others`."""
+        reason = f"refused, there are {others} connections already (control/concurrencyincoming)"
+        self.tell_refusal("connection", Refusal(TOO_MANY.code, TOO_MANY.text, rule="limits", reason=reason))
 
     def tell_refusal(self, step: str, reply: Reply) -> None:
         """Log that the client was refused at `step`: with which answer, by which rule and why."""

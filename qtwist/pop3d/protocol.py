@@ -119,12 +119,7 @@ class POP3Protocol(TLSConnection, PumpingConnection):
             if factory.draining:
                 engine.end(CLOSING, TEMPORARY)
             elif others >= max(1, settings.connections // factory.share):
-                log.warn(
-                    "{id}: refused {ip}, there are {others} connections already (control/concurrencypop3)",
-                    id=self._id,
-                    ip=self._ip,
-                    others=others,
-                )
+                self._tell_refusal(f"there are {others} connections already (control/concurrencypop3)")
                 engine.end(TOO_MANY, TEMPORARY)
             elif self._is_one_too_many():
                 engine.end(self.variables.get(b"DIEMSG") or TOO_MANY_FROM_YOU, TEMPORARY)
@@ -150,16 +145,20 @@ class POP3Protocol(TLSConnection, PumpingConnection):
             reason = str(error)
         self._counted = reason is None
         if reason is not None:
-            log.info(
-                "{id}: {step} answered {code} rule={rule} ({reason}) ip={ip}",
-                id=self._id,
-                step="connection",
-                code=421,
-                rule="limits",
-                reason=reason,
-                ip=self._ip,
-            )
+            self._tell_refusal(reason)
         return reason is not None
+
+    def _tell_refusal(self, reason: str) -> None:
+        """Log that the client was sent away."""
+        log.info(
+            "{id}: {step} answered {code} rule={rule} ({reason}) ip={ip}",
+            id=self._id,
+            step="connection",
+            code=421,
+            rule="limits",
+            reason=reason,
+            ip=self._ip,
+        )
 
     def dataReceived(self, data: bytes) -> None:
         if self.tracer is not None:

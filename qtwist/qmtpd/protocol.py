@@ -34,6 +34,9 @@ NO_QUEUE = b"ZThe queue cannot take a message now. (#4.3.0)"
 LOOPING = b"DThis message has passed through too many hosts; it is looping. (#5.4.6)"
 NOBODY = b"DThe message has no recipient. (#5.5.4)"  # never seen: there is no recipient to be told
 
+#: How long a client may take for its package that was refused when it came (seconds).
+REFUSED_SECONDS = 60
+
 log = Logger(namespace="qtwist.qmtpd")
 
 
@@ -74,7 +77,7 @@ class QMTPProtocol(TLSConnection, PolicyConnection):
         try:
             settings = factory.settings.get()
         except ControlError as error:
-            log.error("{id}: refused, {error}", id=session.id, error=error)
+            log.error("{id}: refused, {error} ip={ip}", id=session.id, error=error, ip=session.remote_ip)
             self.abort()
             return
         # There is nothing to say before the first package; no answer is a temporary failure (§27).
@@ -82,11 +85,7 @@ class QMTPProtocol(TLSConnection, PolicyConnection):
             self.abort()
             return
         if others >= max(1, settings.connections // factory.share):
-            log.warn(
-                "{id}: refused, there are {others} connections already (control/concurrencyincoming)",
-                id=session.id,
-                others=others,
-            )
+            self.tell_too_many(others)
             self.abort()
             return
         log.debug("{id}: connection from {ip}", id=session.id, ip=session.remote_ip)
@@ -112,6 +111,8 @@ class QMTPProtocol(TLSConnection, PolicyConnection):
             if opinion is not None and not opinion.positive:
                 # Its first package gets this answer, and there is no second one.
                 self._refusal = self._refused("connection", opinion)
+                if self._timer is not None and self._timer.active():
+                    self._timer.reset(min(REFUSED_SECONDS, self._timer.getTime() - self.factory.clock.seconds()))
 
         self._ask("connect", then)
 

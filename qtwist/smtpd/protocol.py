@@ -16,7 +16,7 @@ from qtwist.mail.address import Address, replace_own_ip
 from qtwist.mail.envelope import Envelope
 from qtwist.mail.queue_codes import queue_report
 from qtwist.policy.base import Opinion
-from qtwist.policy.connection import PolicyConnection, leading_number, show
+from qtwist.policy.connection import TOO_MANY, PolicyConnection, leading_number, show
 from qtwist.policy.content import Discarded
 from qtwist.policy.session import ReceivedMessage
 from qtwist.policy.watched import one_look
@@ -43,7 +43,6 @@ SLOWEST = 100
 PATIENCE = 10
 
 CANNOT_READ = Reply(421, b"the configuration cannot be read (#4.3.0)")
-TOO_MANY = Reply(421, b"too many connections, try again later (#4.3.2)")
 CLOSING = Reply(421, b"the service is shutting down, try again later (#4.3.2)")
 TIMEOUT = Reply(451, b"timeout (#4.4.2)")
 NO_TLS = Reply(454, b"TLS is not available now (#4.7.0)")
@@ -89,7 +88,7 @@ class SMTPProtocol(Logins, Fronting, TurningConnection, TLSConnection, PolicyCon
             settings = factory.settings.get()
             fronts, etrn = factory.fronts.get(), factory.etrn.get()
         except ControlError as error:
-            log.error("{id}: refused, {error}", id=session.id, error=error)
+            log.error("{id}: refused, {error} ip={ip}", id=session.id, error=error, ip=session.remote_ip)
             self._engine.end(CANNOT_READ)
         else:
             self._settings = settings
@@ -107,11 +106,7 @@ class SMTPProtocol(Logins, Fronting, TurningConnection, TLSConnection, PolicyCon
             if factory.draining:
                 self._engine.end(CLOSING)
             elif others >= max(1, settings.connections // factory.share):
-                log.warn(
-                    "{id}: refused, there are {others} connections already (control/concurrencyincoming)",
-                    id=session.id,
-                    others=others,
-                )
+                self.tell_too_many(others)
                 self._engine.end(TOO_MANY)
             else:
                 log.debug("{id}: connection from {ip}", id=session.id, ip=session.remote_ip)
