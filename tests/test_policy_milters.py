@@ -275,11 +275,13 @@ class Changes(MilterCase):
             packet(b"+", b"ann@mx.test\0"),
             packet(b"-", b"<joe@mx.test>\0"),
             packet(b"-", b"<nobody@mx.test>\0"),
-            packet(b"q", b"odd\0"),
+            packet(b"q", b"odd\n\0"),
         )
         self.assertIsNone(self.opinion)
         self.assertEqual((message.sender, message.recipients), (b"new@b.test", [b"ann@mx.test", b"a b@mx.test"]))
-        self.assertEqual(len(self.logged.find("wants to quarantine a message")), 1)
+        [line] = self.logged.find("wants to quarantine a message")
+        self.assertTrue(line.startswith(f"{self.session.id}: "), line)  # so `qtwist log why` shows it with the client
+        self.assertIn(" a message (odd?), ", line)
 
     async def test_what_cannot_be(self) -> None:
         """Nothing is half done that could pass for the filter's will: no answer, and what counts then."""

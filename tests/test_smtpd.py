@@ -835,7 +835,7 @@ class Limits(WithFactory):
         self.assertEqual(Client(factory).replies(), [b"220 mx.test ESMTP"])
 
     def test_who_is_sent_away_takes_nobodys_place(self) -> None:
-        """However many of one network are told 421 at once, others come in; and the log says whom there was no room for."""
+        """However many of one network hear 421 at once, others come in; the log says whom there was no room for."""
         self.put("concurrencyincoming", "2\n")
         self.put("tcp.smtp", ':allow,MAXCONNIP="1"\n')
         factory = self.factory()

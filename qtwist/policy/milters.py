@@ -361,7 +361,7 @@ class Milters(Policy):
                 raise MilterError(f"it answered {packet.letter!r}")
         opinion = self._opinion(one, wire.END_OF_BODY, packet)
         if opinion is None:
-            _change(content, changes, one.service.name)
+            _change(content, changes, one.service.name, session.id)
         return opinion
 
 
@@ -401,8 +401,8 @@ def _reply(text: bytes, name: str) -> Reply:
     return refuse(code, words + (b" (#%b)" % status[1] if status is not None else b""), name)
 
 
-def _change(content: Content, changes: Iterable[Packet], name: str) -> None:
-    """Do to the message what a filter wants. MilterError when that cannot be done."""
+def _change(content: Content, changes: Iterable[Packet], name: str, connection: str) -> None:
+    """Do to the message of `connection` what a filter wants. MilterError when that cannot be done."""
     pieces = [change.rest for change in changes if change.letter == wire.REPLACE_BODY]
     try:
         for change in changes:
@@ -425,7 +425,12 @@ def _change(content: Content, changes: Iterable[Packet], name: str) -> None:
                 gone = _address(change.rest.partition(b"\0")[0])
                 content.recipients = [one for one in content.recipients if one != gone]
             elif change.letter == wire.QUARANTINE:
-                _log.warn("{name} wants to quarantine a message, which there is not here; it passes", name=name)
+                _log.warn(
+                    "{id}: {name} wants to quarantine a message ({why}), which there is not here; it passes",
+                    id=connection,
+                    name=name,
+                    why=_UNPRINTABLE.sub(b"?", change.rest.partition(b"\0")[0])[:200].decode("ascii"),
+                )
     except MilterError:
         raise
     except ValueError as error:
