@@ -92,6 +92,32 @@ class Listing(MaildirCase):
             self.assertTrue(re.fullmatch(rb"[!-~]{1,70}", uid), uid)
         self.assertEqual(list(self.session().uids), uids)
 
+    def test_uids_at_once_and_one_by_one(self) -> None:
+        """Where all names are ids as they are, they are taken together; a single other name must not go with them."""
+        for extra in (b"", b"new/" + b"y" * 71, b"cur/3.c:2,S", b"new/a b", b"new/1.a:2,", b"cur/:2,"):
+            for name in (b"new/1.a", b"new/2.b", *([extra] if extra else [])):
+                self.put(name)
+            uids = self.session().uids
+            single = [uids[index] for index in range(len(uids))]
+            self.assertEqual(list(uids), single, extra)
+            self.assertEqual((list(uids[1:]), list(uids[::-1]), list(uids[9:])), (single[1:], single[::-1], []), extra)
+            for uid in single:
+                self.assertTrue(re.fullmatch(rb"[!-9;-~]{1,70}", uid), uid)
+            if extra:
+                os.unlink(os.path.join(self.path, extra))
+
+    def test_sizes_in_names_and_in_the_cache(self) -> None:
+        """One name that tells a size does not keep the others from theirs; what the cache does not know is counted."""
+        many = 300
+        for number in range(many):
+            self.put(b"new/%d" % number, b"hello\n" + b"x" * 4090 + b"\n")
+        wire = [4099] * many
+        self.assertEqual(list(self.session().sizes()), wire)
+        self.put(b"new/later", b"a\n", when=OLD + 1)
+        self.assertEqual(list(self.session().sizes()), [*wire, 3])
+        self.put(b"new/named,W=4", b"a\n", when=OLD + 2)
+        self.assertEqual(list(self.session().sizes()), [*wire, 3, 4])
+
     def test_two_messages_of_one_name(self) -> None:
         """Both are there, under ids of their own; and none overwrites the other at the end."""
         self.put(b"new/1.a", b"one\n", when=OLD)

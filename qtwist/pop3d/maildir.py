@@ -13,6 +13,7 @@ import re
 import stat
 from array import array
 from collections.abc import Collection, Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import overload
 
 from qtwist.files.maildir_reading import clean
@@ -23,6 +24,8 @@ _NEW, _CUR = 0, 1
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 262144
 _UID = re.compile(rb"[!-~]{1,70}")  # RFC 1939 §7
+_LONGEST_UID = 70
+_IN_UID = bytes(range(33, 127)).replace(b":", b"")  # what is behind a colon belongs to no id
 #: The most messages that :meth:`MaildirSession.small` reads.
 MOST_SMALL = 64
 # Set in a folder byte: another message has the same unique name, and comes before this one.
@@ -34,15 +37,13 @@ class Names(Sequence[bytes]):
     """Many short names in one piece of memory: 100,000 bytes objects of their own cost 3 MB in headers and as much in
     pointers."""
 
-    __slots__ = ("_ends", "_text")
+    __slots__ = ("_ends", "_longest", "_shortest", "_text")
 
     def __init__(self, names: Collection[bytes]) -> None:
         self._text = b"".join(names)
-        self._ends = array("q", [0])
-        end = 0
-        for name in names:
-            end += len(name)
-            self._ends.append(end)
+        self._ends = array("q", accumulate(map(len, names), initial=0))
+        self._shortest = min(map(len, names), default=0)
+        self._longest = max(map(len, names), default=0)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -55,8 +56,24 @@ class Names(Sequence[bytes]):
 
     def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
         if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
+            numbers = range(*index.indices(len(self)))
+            if numbers.step != 1:
+                return [self[number] for number in numbers]
+            text = self._text
+            ends = self._ends[numbers.start : numbers.stop + 1] if numbers else ()
+            return [text[start:end] for start, end in pairwise(ends)]
         return self._text[self._ends[index] : self._ends[index + 1]]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self[:])
+
+    def have(self, octets: bytes) -> bool:
+        """Whether `octets` are in a name; wrong, but never with False, where they stand across the ends of two."""
+        return octets in self._text
+
+    def are_uids(self) -> bool:
+        """Whether each name is an id as it is."""
+        return 0 < self._shortest <= self._longest <= _LONGEST_UID and not self._text.translate(None, _IN_UID)
 
 
 class Uids(Sequence[bytes]):
@@ -65,9 +82,14 @@ class Uids(Sequence[bytes]):
     def __init__(self, names: Names, folders: bytes) -> None:
         self._names = names
         self._folders = folders
+        # As it is with new mail of most servers; twins have an id of their own.
+        self._plain = names.are_uids() and not folders.translate(None, bytes((_NEW, _CUR)))
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self[:])
 
     @overload
     def __getitem__(self, index: int) -> bytes: ...
@@ -77,6 +99,8 @@ class Uids(Sequence[bytes]):
 
     def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
         if isinstance(index, slice):
+            if self._plain:
+                return self._names[index]
             return [self[number] for number in range(*index.indices(len(self)))]
         name = self._names[index]
         unique = unique_part(name)
@@ -108,7 +132,7 @@ class MaildirSession:
         self._mtimes = array("q", [entry[0] for entry in found])
         self._sizes = array("q", [entry[3] for entry in found])
         self._inodes = array("q", [entry[4] for entry in found])
-        self._folders = bytearray(entry[2] for entry in found)
+        self._folders = bytearray([entry[2] for entry in found])
         names = [entry[1] for entry in found]
         self._mark_twins(names)
         self._names = Names(names)
@@ -129,13 +153,15 @@ class MaildirSession:
         A message that has gone meanwhile counts as it is on the disk.
         """
         cache = SizeCache.load(self.path)
-        sizes = array("q", self._sizes)
+        named = self._names.have(b",W=")
+        sizes = cache.find_all(self._inodes, self._sizes, self._mtimes)
         counted = 0
-        for index, size in enumerate(self._sizes):
-            known = wire_size_in_name(self._names[index], size)
+        for index in range(len(sizes)) if named else [index for index, known in enumerate(sizes) if known < 0]:
+            size = self._sizes[index]
+            known = wire_size_in_name(self._names[index], size) if named else None
             if known is None:
-                known = cache.find(self._inodes[index], size, self._mtimes[index])
-            if known is None:
+                known = sizes[index]
+            if known < 0:
                 try:
                     known = self._count(index, size)
                 except OSError:
@@ -231,7 +257,7 @@ class MaildirSession:
                     os.unlink(self._path(index))
 
     def _path(self, index: int) -> bytes:
-        return os.path.join(self.path, _FOLDERS[self._folders[index] & _FOLDER], self._names[index])
+        return b"%b/%b/%b" % (self.path, _FOLDERS[self._folders[index] & _FOLDER], self._names[index])
 
     def _count(self, index: int, size: int) -> int:
         """The wire size of a message by reading it, `size` octets at most: it is said to the client as it was."""
@@ -249,8 +275,8 @@ class MaildirSession:
             os.close(fd)
         return size + lines + (0 if last == b"\n" else 2)
 
-    def _mark_twins(self, names: list[bytes]) -> None:
-        uniques = [unique_part(name) for name in names]
+    def _mark_twins(self, names: Sequence[bytes]) -> None:
+        uniques = [name.partition(b":")[0] for name in names]
         if len(set(uniques)) == len(uniques):
             return
         first: dict[bytes, int] = {}

@@ -11,6 +11,7 @@ import re
 import stat
 import sys
 from array import array
+from collections.abc import Iterable
 
 #: The file in the maildir, beside new/, cur/ and tmp/, where no maildir software looks for messages or folders.
 NAME = b"qtwist-sizes"
@@ -73,6 +74,22 @@ class SizeCache:
             return None
         self._used.extend((inode, size, mtime_ns, known[2]))
         return known[2]
+
+    def find_all(self, inodes: Iterable[int], sizes: Iterable[int], mtimes: Iterable[int]) -> array[int]:
+        """The same for many files, -1 where it is not known."""
+        known = self._known
+        found: array[int] = array("q")
+        used: list[int] = []
+        nothing = (-1, -1, -1)
+        for inode, size, mtime_ns in zip(inodes, sizes, mtimes, strict=True):
+            kept, time, wire = known.get(inode, nothing)
+            if kept == size and time == mtime_ns and size <= wire <= 2 * size + 2:
+                found.append(wire)
+                used += (inode, size, mtime_ns, wire)
+            else:
+                found.append(-1)
+        self._used.extend(used)
+        return found
 
     def add(self, inode: int, size: int, mtime_ns: int, wire: int) -> None:
         """Remember what was counted."""
