@@ -181,10 +181,18 @@ class SimulatedJournaledQueue(JournaledQueue):
         live = self._live.get(number)
         data = self.disk.contents(self.layout.path(channel, number)) if live is None else bytes(live.channel(channel))
         address = data[offset + 1 :].partition(b"\0")[0]
+        record = journal.mark(number, channel, offset)
         if live is not None and live.waiting is None:
-            self._marks[journal.mark(number, channel, offset)] = address
+            self._marks[record] = address
             return super().mark(number, channel, offset)
-        return super().mark(number, channel, offset).addCallback(lambda _: self.marked.add(address))
+
+        def marked(result: None) -> None:
+            if live is not None and self._live.get(number) is live:
+                self._marks[record] = address  # it could not be settled: what counts is the journal, as before
+            else:
+                self.marked.add(address)
+
+        return super().mark(number, channel, offset).addCallback(marked)
 
     def damage(self) -> list[str]:
         """What the last start has called damaged."""
