@@ -139,7 +139,10 @@ class _Server:
     def _time_for(self, siblings: int) -> float:
         """When a delivery that has come now is to be carried out."""
         now = self._seconds()
-        return now if siblings == 1 else min(self._last + PACE, now + HURRY) if siblings == 2 else self._last + PACE
+        if siblings == 1:
+            return now
+        with_others = self._last + PACE
+        return min(with_others, now + HURRY) if siblings == 2 else with_others
 
     def is_due(self) -> bool:
         """Whether what waits is to wait no longer."""

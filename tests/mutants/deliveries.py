@@ -11,8 +11,8 @@ DELIVERIES = (
     of(
         "a delivery that is not to wait for others waits",
         "local/delivering.py",
-        "return now if siblings == 1 else min(self._last",
-        "return min(self._last",
+        "        if siblings == 1:\n            return now\n",
+        "",
         "test_local_delivering",
     ),
     of(
