@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 
 from qtwist.local import delivering
@@ -143,12 +144,16 @@ class PaceTests(DeliverCase):
         def run() -> int:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with ours, theirs:
+                server = threading.Thread(target=delivering.serve, args=(theirs, "/nowhere", DEFAULTS))
+                server.start()
                 for number in (1, 2, 3):
                     packet, fds = self.packet(number)
                     socket.send_fds(ours, [packet], fds)
+                    if number == 1:
+                        self.assertEqual(spawning.read_reply(ours.recv(1000))[0], 1)  # so the others have to wait
                 ours.shutdown(socket.SHUT_WR)
-                delivering.serve(theirs, "/nowhere", DEFAULTS)
-                return sum(1 for _ in iter(lambda: _read(ours), None))
+                server.join()
+                return 1 + sum(1 for _ in iter(lambda: _read(ours), None))
 
         self.assertEqual(as_user(run), 3)
         self.assertEqual(len(self.mails()), 3)

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.mail.address import parse_path
 from qtwist.mail.constmap import ConstantMap
-from qtwist.mail.domains import ascii_domain, ascii_key, is_utf8
+from qtwist.mail.domains import ascii_domain, ascii_key, is_utf8, utf8_domain
 from qtwist.mail.rewriting import Rewriter
 from qtwist.mail.smtputf8 import as_path, needs_utf8
 
@@ -71,6 +71,12 @@ class DomainTests(SynchronousTestCase):
     def test_keys(self) -> None:
         self.assertEqual(ascii_key("MÜLLER@Bücher.example".encode()), "mÜller@xn--bcher-kva.example".encode())
         self.assertEqual(ascii_key(b"Joe@Example.org"), b"joe@example.org")
+
+    def test_back(self) -> None:
+        """U-labels for A-labels, but what is none stays."""
+        self.assertEqual(utf8_domain(b"WWW.xn--bcher-kva.example"), "www.b\u00fccher.example".encode())
+        for domain in (b"xn--a.example", b"xn--.example", b"xn--zzzzzz99999.example", b"plain.example"):
+            self.assertEqual(utf8_domain(domain), domain)
 
 
 class LookUpTests(SynchronousTestCase):

@@ -6,6 +6,7 @@ import gc
 import os
 import re
 from typing import Any
+from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -368,6 +369,9 @@ class AsMaildrop(MaildirCase):
         with open(names[3], "ab") as file:
             file.write(b"x" * 50)
         self.assertEqual(session.small(0, 20), [b"0\n", b"1\n", b"2\n"])
+        read = os.read
+        with mock.patch.object(maildir_module.os, "read", lambda fd, size: read(fd, size)[:-1]):
+            self.assertEqual(session.small(0, 20), [])  # cut off since it was opened
         os.rename(names[1], self.path + b"/cur/1:2,S")
         os.unlink(names[2])
         before = os.listdir("/proc/self/fd")
