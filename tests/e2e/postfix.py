@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import subprocess
 from collections.abc import Iterable
 from unittest import SkipTest
@@ -52,6 +53,15 @@ postlog unix-dgram n - n - 1 postlogd
 """
 
 
+def merged(lines: Iterable[str], settings: Iterable[str]) -> list[str]:
+    """`lines` of a main.cf, and `settings` that go before them, each parameter once.
+
+    Each process warns of one that is there twice, as it starts. So does postlogd, to itself: if others have filled its
+    socket by then (ten lines, net.unix.max_dgram_qlen), it waits for itself to read, and all of Postfix for it.
+    """
+    return list({line.partition("=")[0].strip(): line for line in (*lines, *settings)}.values())
+
+
 class Postfix:
     """Runs until the test is over; `port` is where it listens, as `name`, with the certificate `pem`. `settings` are
     more lines of main.cf, `services` of master.cf."""
@@ -67,15 +77,16 @@ class Postfix:
             os.makedirs(os.path.join(self._directory, path), exist_ok=True)
         os.chmod(case.directory, 0o755)
         os.chown(os.path.join(self._directory, "data"), owner.pw_uid, owner.pw_gid)
-        for file, text in (("main.cf", MAIN), ("master.cf", MASTER)):
+        places = {"directory": self._directory, "name": name, "port": self.port}
+        lines = merged(MAIN.format(**places).splitlines(), settings)
+        for file, text in (("main.cf", lines), ("master.cf", [MASTER.format(**places), *services])):
             with open(os.path.join(self._directory, file), "w") as config:
-                config.write(text.format(directory=self._directory, name=name, port=self.port))
-                config.writelines(f"{line}\n" for line in (settings if file == "main.cf" else services))
+                config.writelines(f"{line}\n" for line in text)
         with open(os.path.join(self._directory, "cert.pem"), "wb") as certificate:
             certificate.write(pem)
         os.chmod(os.path.join(self._directory, "cert.pem"), 0o600)
         self._run("start")
-        case.addCleanup(self._run, "stop")
+        case.addCleanup(self._stop)
         wait_until("Postfix to listen", lambda: accepts(self.port))
 
     def _run(self, verb: str) -> None:
@@ -88,6 +99,18 @@ class Postfix:
         )
         if done.returncode:
             raise AssertionError(f"postfix {verb}: {done.stdout}{done.stderr}{self.log()}")
+
+    def _stop(self) -> None:
+        """Or kill it, where it does not: a process that logs waits for postlogd, also if that one hangs."""
+        with open(os.path.join(self._directory, "queue", "pid", "master.pid")) as file:
+            group = int(file.read())
+        try:
+            self._run("stop")
+        except subprocess.TimeoutExpired:
+            os.killpg(group, signal.SIGKILL)
+            raise
+        if "overriding earlier entry" in self.log():
+            raise AssertionError(f"a parameter is there twice: {self.log()}")
 
     def log(self) -> str:
         """What it has logged so far."""
