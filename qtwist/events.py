@@ -7,8 +7,11 @@ Every event has ``time`` (seconds since 1970), ``level``, ``namespace`` and ``te
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
@@ -25,6 +28,21 @@ SWITCH = "QTWIST_EVENTS"
 LONGEST = 32768
 
 _OUTCOME = {b"K": "success", b"Z": "deferral", b"D": "failure"}
+
+
+@lru_cache(500)
+def _is_plain(form: str) -> bool:
+    """The fields of a form are plain names; Twisted's others, ``{name.attribute}`` and ``{name()}``, are rare."""
+    return re.fullmatch(r"(?:[^{}]|\{[A-Za-z_]+\})*", form) is not None
+
+
+def event_text(event: LogEvent) -> str:
+    """What an event of twisted.logger says: ``formatEvent(event)``, in a tenth of its time for nearly all of ours."""
+    form = event.get("log_format")
+    if isinstance(form, str) and _is_plain(form):
+        with suppress(Exception):  # a field is missing, or cannot be shown: Twisted says what and where
+            return form.format_map(event)
+    return formatEvent(event)
 
 
 @implementer(ILogObserver)
@@ -45,7 +63,7 @@ class Events:
             fields["traceback"] = failure.getTraceback()
         self.take(
             {**fields, "time": event["log_time"], "level": level.name, "namespace": namespace},
-            text=formatEvent(event),
+            text=event_text(event),
         )
 
     def say(self, text: str, **fields: object) -> None:

@@ -28,7 +28,7 @@ from qtwist.queue.peers import origin_of, owner
 from qtwist.queue.room import Reserve, Room
 from qtwist.remote.spawn import RemoteSpawner
 from qtwist.send.desk import DeskFactory
-from qtwist.send.log import LogFile, SendLog, TurnLines
+from qtwist.send.log import LogFile, SendLog, GatheredLines
 from qtwist.send.manager import QueueManager
 from qtwist.send.steering import Steering
 from qtwist.serving import DrainingFactory, ImplicitTLSFactory
@@ -270,7 +270,7 @@ class SendService(Service):
             "remote": self._remote or RemoteSpawner(home.control, home.resolver, home.reactor, home.queue_path),
         }
         home.use_queue()
-        self._lines = TurnLines(self.log_file.write, home.reactor)
+        self._lines = GatheredLines(self.log_file.write, home.reactor)
         write = self._lines.add
         log = SendLog(write) if home.events is None else EventfulSendLog(write, home.events)
         self.manager = QueueManager(home.queue, self.spawners, settings, log, home.reactor, home.rewriter, home.holds)
@@ -288,6 +288,7 @@ class SendService(Service):
     def reread(self) -> None:
         """HUP: locals and virtualdomains again, and the log file by its name."""
         self.manager.reread()
+        self._lines.flush()
         try:
             self.log_file.reopen()
         except OSError as error:

@@ -6,11 +6,12 @@ import os
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from qtwist.interfaces import Preprocessed
 from qtwist.mail.envelope import Report
-from qtwist.send.log import LogFile, SendLog
+from qtwist.send.log import PAUSE, GatheredLines, LogFile, SendLog
 
 
 class LineTests(SynchronousTestCase):
@@ -100,3 +101,52 @@ class LogFileTests(TestCase):
         log = LogFile("/dev/full")
         log.write(b"lost\n")
         log.close()
+
+
+class GatheredTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1000)
+        self.written: list[bytes] = []
+        self.lines = GatheredLines(self.written.append, self.clock)
+
+    def test_a_turn(self) -> None:
+        """One piece, as the turn ends."""
+        self.lines.add(b"a\n")
+        self.lines.add(b"b\n")
+        self.assertEqual(self.written, [])
+        self.clock.advance(0)
+        self.assertEqual(self.written, [b"a\nb\n"])
+
+    def test_busy(self) -> None:
+        """What is said soon after a piece waits for the next one; afterwards nothing waits."""
+        self.lines.add(b"a\n")
+        self.clock.advance(0)
+        for line in (b"b\n", b"c\n"):
+            self.lines.add(line)
+            self.clock.advance(PAUSE / 4)
+        self.assertEqual(self.written, [b"a\n"])
+        self.clock.advance(PAUSE / 2)
+        self.assertEqual(self.written, [b"a\n", b"b\nc\n"])
+        self.clock.advance(PAUSE)
+        self.lines.add(b"d\n")
+        self.clock.advance(0)
+        self.assertEqual(self.written[2:], [b"d\n"])
+
+    def test_the_clock_is_set_back(self) -> None:
+        """Nothing waits for the old time to come again."""
+        self.lines.add(b"a\n")
+        self.clock.advance(0)
+        self.clock.rightNow -= 500
+        self.lines.add(b"b\n")
+        self.clock.advance(0)
+        self.assertEqual(self.written, [b"a\n", b"b\n"])
+
+    def test_the_end(self) -> None:
+        """What waits is written, once."""
+        for line in (b"a\n", b"b\n"):
+            self.lines.add(line)
+            self.lines.flush()
+        self.assertEqual(self.written, [b"a\n", b"b\n"])
+        self.clock.advance(1)
+        self.assertEqual(self.written, [b"a\n", b"b\n"])

@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent, globalLogBeginner
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogBeginner
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -42,7 +42,7 @@ from qtwist.auth.making import make_authenticator
 from qtwist.clock import ClockWatch
 from qtwist.commands.base import write_all
 from qtwist.control import Control, ControlError
-from qtwist.events import SWITCH, Events
+from qtwist.events import SWITCH, Events, event_text
 from qtwist.home import Home
 from qtwist.policy.serving import asks_network
 from qtwist.processes.confine import forbid_network
@@ -53,7 +53,7 @@ from qtwist.processes.spawners import ProcessSpawner, SpawnerServer, from_exit_c
 from qtwist.queue.entrance import DoorQueue
 from qtwist.remote.spawn import RemoteSpawner
 from qtwist.roles import SendService, ServerService, StartError
-from qtwist.send.log import TurnLines
+from qtwist.send.log import GatheredLines
 
 #: Descriptors that a role asks for.
 DESCRIPTORS = 8192
@@ -268,11 +268,10 @@ def make_role(name: str, home: Home, options: list[str]) -> Role:
 
 @implementer(ILogObserver)
 class LinesToStderr:
-    """Events go to descriptor 2, one line each; the supervisor adds time and role. What a turn of the reactor has to
-    say goes together."""
+    """Events go to descriptor 2, one line each, some together; the supervisor adds time and role."""
 
     def __init__(self, clock: IReactorTime) -> None:
-        self._lines = TurnLines(lambda lines: write_all(2, lines), clock)
+        self._lines = GatheredLines(lambda lines: write_all(2, lines), clock)
 
     def __call__(self, event: LogEvent) -> None:
         level = event["log_level"]
@@ -280,7 +279,7 @@ class LinesToStderr:
             return
         if level is LogLevel.info and event.get("log_namespace", "").startswith("twisted"):
             return
-        text = formatEvent(event)
+        text = event_text(event)
         failure = event.get("log_failure")
         if failure is not None:
             text += "\n" + failure.getTraceback()

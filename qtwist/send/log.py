@@ -14,6 +14,10 @@ from qtwist.mail.envelope import Report
 _OUTCOME = {b"K": b"success", b"Z": b"deferral", b"D": b"failure"}
 
 
+#: Seconds between two pieces of a log. As much of it can get lost when the process is killed.
+PAUSE = 0.01
+
+
 class SendLog:
     """Writes the lines; `write` gets each as bytes that end in LF."""
 
@@ -72,24 +76,29 @@ class SendLog:
         self._write(b"alert: %s\n" % text.encode("utf-8", "surrogateescape"))
 
 
-class TurnLines:
-    """Lines on their way to `write`: those of one turn of the reactor are written together, in one piece."""
+class GatheredLines:
+    """Lines on their way to `write`: those of one turn of the reactor are written together, in one piece, and so is what
+    is said within :data:`PAUSE` of the last piece. Each piece wakes whoever reads the log."""
 
     def __init__(self, write: Callable[[bytes], None], clock: IReactorTime) -> None:
         self._write = write
         self._clock = clock
         self._lines: list[bytes] = []
+        self._written = -PAUSE  # when something was, by the clock
 
     def add(self, line: bytes) -> None:
-        """Write this line at the end of the turn."""
+        """Write this line, at the end of the turn at the earliest."""
         if not self._lines:
-            self._clock.callLater(0, self.flush)
+            passed = self._clock.seconds() - self._written
+            # A clock that was set back says that less than no time has passed.
+            self._clock.callLater(PAUSE - passed if 0 <= passed < PAUSE else 0, self.flush)
         self._lines.append(line)
 
     def flush(self) -> None:
         """Write what is still to be written."""
         lines, self._lines = self._lines, []
         if lines:
+            self._written = self._clock.seconds()
             self._write(b"".join(lines))
 
 

@@ -232,6 +232,9 @@ class PrivilegeTests(RootCase):
                 wait_until(f"a filter of {account}", lambda pid=pid: status(pid)["Seccomp"] == "2")  # type: ignore[misc]
         [lspawn] = roles["lspawn"]
         self.assertEqual(status(lspawn)["Uid"].split()[0], "0")
+        # None takes the processor from another because something has come for it.
+        policies = {os.sched_getscheduler(pid) for pid in (lspawn, *(pid for pid, _ in processes))}
+        self.assertEqual(policies, {os.SCHED_BATCH})
 
     def test_lspawn_is_closed(self) -> None:
         """lspawn has no socket of the network, and its environment is empty."""
