@@ -28,7 +28,7 @@ from qtwist.queue.peers import origin_of, owner
 from qtwist.queue.room import Reserve, Room
 from qtwist.remote.spawn import RemoteSpawner
 from qtwist.send.desk import DeskFactory
-from qtwist.send.log import LogFile, SendLog, GatheredLines
+from qtwist.send.log import GatheredLines, LogFile, SendLog
 from qtwist.send.manager import QueueManager
 from qtwist.send.steering import Steering
 from qtwist.serving import DrainingFactory, ImplicitTLSFactory

@@ -11,19 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from qtwist.wire.pop3_events import Finish, Login, Quit, Retrieve, SizesWanted, UidsWanted
 from qtwist.wire.pop3_message import MessageEncoder
-from qtwist.wire.pop3_server import (
-    MAX_LINE,
-    MAX_SKIPPED,
-    Finish,
-    Limits,
-    Login,
-    POP3Server,
-    Quit,
-    Retrieve,
-    SizesWanted,
-    UidsWanted,
-)
+from qtwist.wire.pop3_server import MAX_LINE, MAX_SKIPPED, Limits, POP3Server
 from qtwist.wire.sasl import Secret
 from qtwist.wire.sasl_mechanisms import Claimed
 

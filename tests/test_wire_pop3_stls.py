@@ -17,20 +17,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from twisted.trial.unittest import SynchronousTestCase
 
-from qtwist.wire.pop3_server import (
-    MAX_LINE,
+from qtwist.wire.pop3_events import (
     Finish,
-    Limits,
     Listing,
     Login,
     MechanismsWanted,
-    POP3Server,
     Quit,
     Retrieve,
     SizesWanted,
     StartTLS,
     UidsWanted,
 )
+from qtwist.wire.pop3_server import MAX_LINE, Limits, POP3Server
 from qtwist.wire.sasl import Channel, SaltWanted
 from qtwist.wire.sasl_mechanisms import BY_PASSWORD, MECHANISMS, Claimed, Confirmed
 

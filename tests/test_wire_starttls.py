@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from qtwist.wire import pop3_server, smtp_client
+from qtwist.wire import pop3_events, smtp_client
 from qtwist.wire.pop3_server import POP3Server
 from qtwist.wire.smtp_client import Broken, NoTLS, Ready, Refused, SMTPClient, Stage
 from qtwist.wire.smtp_events import Connect, Helo, StartTLS
@@ -157,12 +157,12 @@ class POP3Tests(SynchronousTestCase):
         self.engine = POP3Server(b"<1.2@mx.test>")
         self.engine.offer_tls = True
 
-    def say(self, text: bytes) -> list[pop3_server.Event]:
+    def say(self, text: bytes) -> list[pop3_events.Event]:
         self.engine.receive(text)
         events = []
         while (event := self.engine.next_event()) is not None:
             events.append(event)
-            if isinstance(event, pop3_server.StartTLS):
+            if isinstance(event, pop3_events.StartTLS):
                 self.engine.start_tls()
         return events
 
@@ -173,7 +173,7 @@ class POP3Tests(SynchronousTestCase):
         self.assertIn(b"STLS\r\n", before)
         self.assertNotIn(b"USER\r\n", before.split(b"UTF8 USER\r\n")[1])
         self.assertEqual(rest, b"-ERR STLS has no argument\r\n")
-        self.assertEqual(self.say(b"stls\r\n"), [pop3_server.StartTLS()])
+        self.assertEqual(self.say(b"stls\r\n"), [pop3_events.StartTLS()])
         self.assertEqual(self.engine.data_to_send(), b"+OK begin TLS now\r\n")
         self.assertTrue(self.engine.secured)
         self.assertEqual(self.say(b"CAPA\r\nSTLS\r\n"), [])
@@ -212,7 +212,7 @@ class POP3Tests(SynchronousTestCase):
             self.assertTrue(self.engine.data_to_send().startswith(b"-ERR nothing may follow STLS"))
         self.setUp()
         self.engine.receive(b"STLS\r\n")
-        self.assertEqual(self.engine.next_event(), pop3_server.StartTLS())
+        self.assertEqual(self.engine.next_event(), pop3_events.StartTLS())
         self.engine.receive(b"CAPA\r\n")
         self.engine.start_tls()
         self.assertTrue(self.engine.closed and not self.engine.secured)

@@ -30,7 +30,7 @@ from qtwist.pumping import PumpingConnection
 from qtwist.tls.binding import channel_bindings
 from qtwist.tls.info import TLSInfo
 from qtwist.tls.serving import TLSConnection
-from qtwist.wire import pop3_server as wire
+from qtwist.wire import pop3_events as wire
 from qtwist.wire.pop3_server import BAD_CREDENTIALS, IN_USE, PERMANENT, TEMPORARY, POP3Server
 from qtwist.wire.sasl import Channel, SaltWanted
 from qtwist.wire.sasl_mechanisms import SCRAM, Claimed, Confirmed, offered

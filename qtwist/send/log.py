@@ -77,8 +77,8 @@ class SendLog:
 
 
 class GatheredLines:
-    """Lines on their way to `write`: those of one turn of the reactor are written together, in one piece, and so is what
-    is said within :data:`PAUSE` of the last piece. Each piece wakes whoever reads the log."""
+    """Lines on their way to `write`, in pieces: those of one turn of the reactor together, and what is said within
+    :data:`PAUSE` of the last piece. Each piece wakes whoever reads the log."""
 
     def __init__(self, write: Callable[[bytes], None], clock: IReactorTime) -> None:
         self._write = write

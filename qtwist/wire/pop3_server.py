@@ -19,8 +19,19 @@ from typing import Any
 import attrs
 
 from qtwist.wire import sasl
+from qtwist.wire.pop3_events import (
+    Event,
+    Finish,
+    Listing,
+    Login,
+    MechanismsWanted,
+    Quit,
+    Retrieve,
+    SizesWanted,
+    StartTLS,
+    UidsWanted,
+)
 from qtwist.wire.pop3_message import MessageEncoder
-from qtwist.wire.sasl import SaltWanted
 from qtwist.wire.sasl_mechanisms import BY_PASSWORD, FOREIGN, MECHANISMS, Authenticating, Claimed, Confirmed, E
 
 MAX_LINE = 4352  # octets of a line before its LF: the longest response of SASL, and its command
@@ -44,83 +55,6 @@ class Limits:
     errors: int = 50
 
 
-@attrs.frozen
-class StartTLS:
-    """A question: does TLS begin? Answered by :meth:`POP3Server.start_tls` or refuse."""
-
-
-@attrs.frozen
-class Login:
-    """A question: is this somebody? Answered by :meth:`POP3Server.logged_in` or :meth:`POP3Server.refuse`.
-
-    Either `password` or `digest` (APOP: 32 hexadecimal digits) is set. `method` is for the log. AUTH asks the same by
-    Claimed and Confirmed, whose positive answer is logged_in, too.
-    """
-
-    username: bytes
-    password: bytes | None = attrs.field(repr=False)
-    digest: bytes | None = attrs.field(repr=False)
-    method: str
-
-
-@attrs.frozen
-class MechanismsWanted:
-    """A question: which SASL mechanisms work here? Answered by :meth:`POP3Server.give_mechanisms`."""
-
-
-@attrs.frozen
-class SizesWanted:
-    """A question: the wire sizes of all messages. Answered by :meth:`POP3Server.give_sizes` or refuse."""
-
-
-@attrs.frozen
-class UidsWanted:
-    """A question: the unique ids of all messages. Answered by :meth:`POP3Server.give_uids` or refuse."""
-
-
-@attrs.frozen
-class Retrieve:
-    """A question: the message at `index` (from 0). Answered by :meth:`POP3Server.begin_message` or refuse."""
-
-    index: int
-    whole: bool
-
-
-@attrs.frozen
-class Listing:
-    """A part of a long answer is ready to be sent; more follows."""
-
-
-@attrs.frozen
-class Finish:
-    """A question: QUIT was given, so `deleted` are to be removed and `retrieved` count as seen; indices from 0.
-
-    Answered by :meth:`POP3Server.finished`.
-    """
-
-    deleted: tuple[int, ...]
-    retrieved: tuple[int, ...]
-
-
-@attrs.frozen
-class Quit:
-    """QUIT was given before a login, and is already answered."""
-
-
-Event = (
-    StartTLS
-    | Login
-    | MechanismsWanted
-    | SaltWanted
-    | Claimed
-    | Confirmed
-    | SizesWanted
-    | UidsWanted
-    | Retrieve
-    | Listing
-    | Finish
-    | Quit
-)
 _Login = Login | Claimed | Confirmed
 
 _CAPABILITIES = (

@@ -12,7 +12,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from qtwist.wire import pop3_server, qmtp_server, sasl, sasl_mechanisms, smtp_client, smtp_server
+from qtwist.wire import pop3_events, pop3_server, qmtp_server, sasl, sasl_mechanisms, smtp_client, smtp_server
 from qtwist.wire.dot_stuffing import DotStuffer
 from qtwist.wire.netstring import NetstringError, NetstringReader
 from qtwist.wire.pop3_server import POP3Server
@@ -197,28 +197,28 @@ def pop3_outcome(parts: Iterable[bytes]) -> Outcome:
         engine.receive(part)
         while (event := engine.next_event()) is not None:
             seen.append(type(event).__name__)
-            if isinstance(event, pop3_server.Login):
+            if isinstance(event, pop3_events.Login):
                 if event.password == b"x":
                     engine.logged_in(3)
                 else:
                     engine.refuse(b"no", pop3_server.BAD_CREDENTIALS)
-            elif isinstance(event, pop3_server.MechanismsWanted):
+            elif isinstance(event, pop3_events.MechanismsWanted):
                 engine.give_mechanisms(tuple(MECHANISMS))
             elif isinstance(event, SaltWanted | Claimed):
                 authenticate(engine, event, lambda: engine.logged_in(3), lambda: engine.refuse(b"no"))
             elif isinstance(event, Confirmed):
                 engine.logged_in(3)
-            elif isinstance(event, pop3_server.SizesWanted):
+            elif isinstance(event, pop3_events.SizesWanted):
                 engine.give_sizes([10, 200, 3])
-            elif isinstance(event, pop3_server.UidsWanted):
+            elif isinstance(event, pop3_events.UidsWanted):
                 engine.give_uids([b"a", b"b", b"c"])
-            elif isinstance(event, pop3_server.Retrieve):
+            elif isinstance(event, pop3_events.Retrieve):
                 assert 0 <= event.index < 3
                 engine.begin_message()
                 if engine.message_part(b"Subject: x\n\n.dot\n"):
                     engine.message_part(b"more\nand more")
                 engine.end_message()
-            elif isinstance(event, pop3_server.Finish):
+            elif isinstance(event, pop3_events.Finish):
                 engine.finished(0)
         sent.append(engine.data_to_send())
         assert engine.closed or engine._unread <= pop3_server.MAX_LINE + 1
