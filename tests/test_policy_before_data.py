@@ -161,7 +161,8 @@ class ListsAtWork(PolicyCase):
         for level, answers in (
             ("0", {b"x": 250}),
             ("1", {b"x": 550, b"gone.test": 250, b"[192.0.2.9]": 250, b"[nonsense]": 550, b"a_b.test": 250,
-                   b"[192.0.2.99": 550, b"-.test": 550, b"[IPv6:2001:db8::1]": 250, b"192.0.2.9": 250, b"a..test": 550}),
+                   b"[192.0.2.99": 550, b"-.test": 550, b"[IPv6:2001:db8::1]": 250, b"192.0.2.9": 250,
+                   b"a..test": 550}),
             ("2", {b"here.test": 250, b"mail.test": 250, b"gone.test": 550, b"slow.test": 451}),
         ):  # fmt: skip
             self.put("helocheck", level)

@@ -328,6 +328,15 @@ class Accepting(WithFactory):
         assert envelope is not None and envelope.asked is not None
         self.assertEqual((envelope.asked.mail, envelope.asked.recipients), (b"RET=HDRS", (b"",)))
 
+    def test_what_was_asked_for_is_kept(self) -> None:
+        client = self.client()
+        client.say(b"EHLO cli.test", b"MAIL FROM:<joe@cli.test> ret=full ENVID=a+2Bb", b"RCPT TO:<ann@mx.test>")
+        client.say(b"RCPT TO:<eve@mx.test> notify=success,delay ORCPT=rfc822;e@x", b"DATA", b"x\r\n.")
+        envelope = self.queue.messages[-1].envelope
+        assert envelope is not None and envelope.asked is not None
+        self.assertEqual(envelope.asked.mail, b"RET=FULL ENVID=a+2Bb")
+        self.assertEqual(envelope.asked.recipients, (b"", b"NOTIFY=SUCCESS,DELAY ORCPT=rfc822;e@x"))
+
     def test_two_messages(self) -> None:
         client = self.client()
         for number in (1, 2):
