@@ -6,12 +6,14 @@ import json
 import os
 import socket
 import tempfile
+import time
 from typing import Any
+from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.files.assign import Assignment
-from qtwist.local.children import MOST_TOGETHER, Children, Key
+from qtwist.local.children import IDLE, MOST_TOGETHER, Children, Key
 from qtwist.local.lspawn import Config, Request, Spawner
 from qtwist.wire import spawning
 
@@ -147,3 +149,12 @@ class ChildrenTests(SynchronousTestCase):
         self.assertGreater(self.children.patience(), 0)
         self.children.end_idle(everything=True)
         self.assertEqual(len(self.read), 0)
+
+    def test_idle_for_too_long(self) -> None:
+        self.hand_over(1)
+        self.theirs[0].send(spawning.reply(1, 0, b""))
+        self.heard()
+        for later, left in ((IDLE - 1, 1), (IDLE, 0)):
+            with mock.patch("time.monotonic", return_value=time.monotonic() + later):
+                self.children.end_idle(everything=False)
+            self.assertEqual(len(self.read), left)

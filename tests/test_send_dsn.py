@@ -115,6 +115,8 @@ class Notifying(DSNCase):
         number = self.send((b"gone@far.test", b"ORCPT=rfc822;g+2Bone@old.test"), mail=b"ENVID=QQ+2B1")
         [(envelope, data)] = self.notices()
         self.assertEqual(envelope, Envelope(b"", (b"ann@far.test",)))
+        for action in dsn._ORDER:
+            self.assertEqual(dsn._INTRODUCTIONS[action] in data, action == dsn.FAILED)
         report = Parsed.read(data)
         self.assertEqual(report.subject, "failure notice")
         self.assertEqual(
