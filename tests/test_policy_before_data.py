@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from qtwist.control import ControlError
 from qtwist.files.assign import compile_assign
 from qtwist.files.cdb import write_cdb
+from qtwist.local.errors import AS_ROOT, CDB_TROUBLE, PERMANENT
 from qtwist.local.looking import Lookup
 from qtwist.local.users import Account
 from qtwist.policy.greeting import LONGEST
@@ -327,6 +328,11 @@ class RecipientsChecked(PolicyCase):
         text = f"=lost:lost:{OWNER}:{OWNER}:/nonexistent/lost:::\n=root:root:0:0:/root:::\n.\n".encode()
         write_cdb(os.path.join(self.home, "users", "cdb"), compile_assign(text))
         self.assertEqual(self.rcpt(b"lost@mx.test", b"root@mx.test"), [451, 451])
+        lookup = Lookup(os.path.abspath(self.home), self.accounts.get)
+        self.assertEqual([lookup(name) for name in (b"joe", b"joe-x", b"root")], [0, PERMANENT, AS_ROOT])
+        with open(os.path.join(self.home, "users", "cdb"), "wb") as file:
+            file.write(b"torn")
+        self.assertEqual(lookup(b"joe"), CDB_TROUBLE)
 
     def test_remembered_for_a_while(self) -> None:
         asked: list[bytes] = []
