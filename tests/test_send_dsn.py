@@ -318,6 +318,17 @@ class Delays(DSNCase):
         self.go(20000)
         self.assertEqual(len(self.notices()), 1)
 
+    def test_nobody_has_asked(self) -> None:
+        """Without parameters nothing is told of a delay (QSBMF knows none)."""
+        self.queue.send(b"ann@far.test", b"slow@far.test")
+        del self.queue.accepted[:]
+        for _ in range(200):
+            self.go(100)
+        self.assertEqual(self.notices(), [])
+        self.assertEqual(
+            len([line for line in self.log() if "status: local 0/10 remote 1/20" in line]), len(self.remote.seen)
+        )
+
     def test_never(self) -> None:
         """0 in control/delaywarn."""
         self.manager.reporter._settings = BOUNCES
