@@ -25,6 +25,7 @@ class AddressTests(SynchronousTestCase):
             "=sales:tim:1000:1000:HOME/mail/tim:-:sales:",
             "=eve:tim:1000:1000:HOME/mail/eve:::",
             "+shop-:shop:1001:1001:HOME/shop:-::",
+            "=front:shop:1001:1001:HOME/shop:-::",
         )
         os.mkdir(self.home.join("alias"))
         if os.geteuid() == 0:
@@ -53,6 +54,10 @@ class AddressTests(SynchronousTestCase):
             *(b"bob@shop.test", b"Bob-list@shop.test"),
             but=(b"bo@shop.test", b"carol@shop.test", b"bobby@shop.test", b"tim" + ME),
         )
+
+    def test_nobody_of_a_shared_home_in_particular(self) -> None:
+        """An assignment to ~/.qmail- is none of the people there, though the home is theirs."""
+        self.assertOwns(b"front", b"front" + ME, but=(b"bob@shop.test", b"carol@shop.test"))
 
     def test_account(self) -> None:
         self.home.account(b"joe")

@@ -51,6 +51,12 @@ class GuardTests(SynchronousTestCase):
         self.assertEqual(waits, [delay, delay + 2, delay + 4, delay + 6])
         self.assertEqual(self.guard.wait(HERE, b"ann", 100.0), 0)
 
+    def test_waits_shrink_with_time(self) -> None:
+        """What a wait is counted from is the time of the try."""
+        self.guard.failed(HERE, b"joe", 1000.0)
+        self.assertEqual(self.guard.wait(HERE, b"joe", 1000.25), 0.75)
+        self.assertEqual(self.guard.wait(HERE, b"joe", 1010.0), 0)
+
     def test_not_too_many_wait(self) -> None:
         for _ in range(10):
             self.guard.failed(HERE, b"joe", 0.0)

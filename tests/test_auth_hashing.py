@@ -93,6 +93,12 @@ class ImportTests(SynchronousTestCase):
                 self.assertFalse(hashing.matches(text, password))
             self.assertEqual(len(counter.take()), 0 if text.startswith(b"{") else 4)
 
+    def test_longest(self) -> None:
+        longest = b"x" * hashing.LONGEST_PASSWORD
+        text = cheap(longest)
+        self.assertTrue(hashing.matches(text, longest))
+        self.assertFalse(hashing.matches(cheap(longest + b"x"), longest + b"x"))
+
     def test_long_for_the_library(self) -> None:
         """libxcrypt refuses passwords of 512 octets and more; nobody has one with it."""
         self.assertFalse(hashing.matches(IMPORTED["sha512"], b"x" * 600))
@@ -103,19 +109,25 @@ class ImportTests(SynchronousTestCase):
             IMPORTED["bcrypt"].replace(b"$05$", b"$31$"),
         ):
             self.assertRaises(HashError, hashing.scheme, text)
+        self.assertEqual(hashing.scheme(IMPORTED["bcrypt"].replace(b"$05$", b"$16$")), "bcrypt")
+        self.assertRaises(HashError, hashing.scheme, IMPORTED["bcrypt"].replace(b"$05$", b"$17$"))
 
     def test_missing_method(self) -> None:
         """A library without the method says so; it does not refuse everybody."""
-        self.patch(hashing, "_library", _Lacking)
-        with self.assertRaises(HashError) as caught:
-            hashing.matches(IMPORTED["yescrypt"], b"secret")
-        self.assertIn("libcrypt has yescrypt", str(caught.exception))
-        self.assertRaises(HashError, hashing.check_available, IMPORTED["yescrypt"])
+        for said in (b"*0", b"*1", None):
+            self.patch(hashing, "_library", lambda said=said: _Lacking(said))
+            with self.assertRaises(HashError) as caught:
+                hashing.matches(IMPORTED["yescrypt"], b"secret")
+            self.assertIn("libcrypt has yescrypt", str(caught.exception))
+            self.assertRaises(HashError, hashing.check_available, IMPORTED["yescrypt"])
 
 
 class _Lacking:
-    def crypt_r(self, *_: object) -> bytes:
-        return b"*0"
+    def __init__(self, said: bytes | None) -> None:
+        self._said = said
+
+    def crypt_r(self, *_: object) -> bytes | None:
+        return self._said
 
 
 class SchemeTests(SynchronousTestCase):
@@ -135,6 +147,8 @@ class SchemeTests(SynchronousTestCase):
             b"!$6$a$" + b"." * 86,
             b"abiQ6Ep3EYTHc",
             b"{PLAIN}",
+            b"{PLAIN}a\0b",
+            b"{PLAIN}a\nb",
             b"{plain}x",
             b"secret",
         ):

@@ -130,6 +130,23 @@ class AuthenticatorTests(SynchronousTestCase):
         self.clock.advance(0.01)
         self.failureResultOf(answer, UnauthorizedLogin)
 
+    def test_work_that_takes_longer(self) -> None:
+        """Then the answer comes at once."""
+        pending: Deferred[Any] = Deferred()
+        self.checker.answer = lambda _: pending
+        answer = self.login(b"joe", b"guess")
+        self.clock.advance(5)
+        pending.errback(UnauthorizedLogin())
+        self.failureResultOf(answer, UnauthorizedLogin)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_who_has_logged_in_does_not_wait_for_neighbours(self) -> None:
+        self.successResultOf(self.login(b"joe", b"secret"))
+        for _ in range(3):
+            self.login(b"ann", b"guess").addErrback(lambda _: None)
+        self.successResultOf(self.login(b"joe", b"secret"))
+        self.clock.advance(60)
+
     def test_hanging_up(self) -> None:
         """Who does not wait for the answer waits before the next try, also with the right password."""
         gone = self.login(b"joe", b"guess")
@@ -444,6 +461,8 @@ class SystemTests(StoreCase):
             self.assertEqual(self.counter.take(), expected, (name, password))
         apop = APOPCredentials(b"pat", APOPTests.TIMESTAMP, APOPTests.DIGEST)
         self.assertEqual(self.successResultOf(both.requestAvatarId(apop)).name, b"pat")
+        for wrong in (APOPCredentials(b"pat", b"<other@here>", APOPTests.DIGEST), APOPCredentials(b"sys", b"<>", b"0")):
+            self.failureResultOf(both.requestAvatarId(wrong), UnauthorizedLogin)
 
 
 class ThreadsTests(TestCase):

@@ -141,6 +141,14 @@ class StoreTests(SynchronousTestCase):
         for wrong in (b" ", b" SCRAM-SHA-256$1:x", b" " + keys.to_bytes() + b" x"):
             self.assertRaises(StoreError, parse, b"joe:" + HASH + wrong)
 
+    def test_salts_before_there_are_keys(self) -> None:
+        """Made from something that nobody knows: the same in this process, another one elsewhere."""
+        self.store.set(b"joe", HASH)
+        key = self.store.salt_key()
+        self.assertGreaterEqual(len(key), 16)
+        self.assertEqual(self.store.salt_key(), key)
+        self.assertNotEqual(CredentialStore(self.store.path).salt_key(), key)
+
     def test_secret(self) -> None:
         """0600 from the first octet on; what the administrator made of it stays."""
         umask = os.umask(0)

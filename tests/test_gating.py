@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.threads import deferToThread
@@ -55,6 +55,10 @@ class ByAddress(PolicyCase):
         self.assertEqual((self.admit(gate, other), self.admit(gate, None)), ({}, {}))
         self.put("tcp.pop3", '192.0.2.:allow,MAXCONNIP="3",X="a=b"\n')
         self.assertEqual(self.admit(gate, client), {b"MAXCONNIP": b"3", b"X": b"a=b"})
+        self.put("tcp.pop3", "192.0.2.:deny\n")
+        self.assertIsNone(self.admit(gate, client))
+        self.put("tcp.pop3", ":deny\n")  # the whole Internet; a client at a Unix socket has no address
+        self.assertEqual((self.admit(gate, client), self.admit(gate, UNIXAddress(None))), (None, {}))
         self.put("tcp.pop3", "192.0.2.:deny\n")
         self.assertIsNone(self.admit(gate, client))
         self.put("tcp.pop3", "nonsense:\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -42,6 +43,12 @@ class BecomeTests(SynchronousTestCase):
         """All three ids, and no group but those that were named."""
         self.assertEqual(in_child(UID, GID, [GROUP]), f"({UID}, {UID}, {UID}) ({GID}, {GID}, {GID}) [{GROUP}]")
         self.assertEqual(in_child(UID, GID, []), f"({UID}, {UID}, {UID}) ({GID}, {GID}, {GID}) []")
+
+    def test_half_of_it(self) -> None:
+        """Where the system says yes and does nothing, nobody goes on."""
+        for lies in ("setresuid", "setresgid"):
+            with mock.patch(f"os.{lies}"):
+                self.assertEqual(in_child(UID, GID, []), "PermissionError", lies)
 
     def test_never_root(self) -> None:
         self.assertEqual(in_child(0, GID, []), "PermissionError")

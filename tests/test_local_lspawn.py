@@ -6,13 +6,17 @@ import json
 import os
 import socket
 import tempfile
+import time
 from typing import Any
+from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.files.assign import Assignment
-from qtwist.local.children import MOST_TOGETHER, Children, Key
-from qtwist.local.lspawn import Config, Request, Spawner
+from qtwist.local import lspawn
+from qtwist.local.children import IDLE, MOST_TOGETHER, Children, Key
+from qtwist.local.errors import AS_ROOT, BAD_RECORD, PERMANENT, SYSTEM_TROUBLE
+from qtwist.local.lspawn import LIMIT, Config, Question, Request, Spawner
 from qtwist.wire import spawning
 
 
@@ -41,6 +45,75 @@ class SpawnerTests(SynchronousTestCase):
         self.spawner.running += 1
         with tempfile.TemporaryFile() as file:
             return Request(self.spawner.sender, delivery, os.dup(file.fileno()), b"joe", b"x.test", b"")
+
+    def asked(self, recipient: bytes, fd: int | None) -> tuple[int, bytes]:
+        """What a queue manager hears that asks for one delivery."""
+        manager = self.queue_manager()
+        socket.send_fds(manager, [spawning.request(1, 5, b"", recipient)], [] if fd is None else [fd])
+        before = len(os.listdir("/proc/self/fd"))
+        self.spawner._on_sender()
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)  # the message is closed again
+        return spawning.read_reply(manager.recv(1000))[1:]
+
+    def test_addresses_without_a_mailbox(self) -> None:
+        """§11.2: no host is a failure, and nobody at a host a success."""
+        with tempfile.TemporaryFile() as message:
+            fd = message.fileno()
+            no_host = PERMANENT, b"A local address must have a host name. (#5.1.3)\n"
+            for recipient, wanted in ((b"joe", no_host), (b"", no_host), (b"@here.test", (0, b""))):
+                self.assertEqual(self.asked(recipient, fd), wanted, recipient)
+
+    def test_only_messages_of_the_queue(self) -> None:
+        """§26.8: a file of the queue's owner, and nothing else."""
+        wrong = BAD_RECORD, b"The message is no file of the queue. (#4.3.5)\n"
+        for recipient in (b"joe@here.test", b"joe", b"@here.test"):
+            self.assertEqual(self.asked(recipient, None), (SYSTEM_TROUBLE, b""))
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        self.addCleanup(os.close, writer)
+        self.assertEqual(self.asked(b"joe@here.test", reader), wrong)
+        with tempfile.TemporaryFile() as message:
+            with mock.patch.object(self.spawner, "config") as config:
+                config.queue = os.geteuid() + 1
+                self.assertEqual(self.asked(b"joe@here.test", message.fileno()), wrong)
+            self.spawner.running = LIMIT
+            code, text = self.asked(b"joe@here.test", message.fileno())
+            self.assertEqual((code, text), (SYSTEM_TROUBLE, b"Too many deliveries are running. (#4.3.0)\n"))
+
+    def test_never_as_root(self) -> None:
+        """Neither a delivery nor a mailbox, whatever users/assign says."""
+        root = Assignment(b"root", 0, 0, b"/root", b"", b"")
+        manager = self.queue_manager()
+        with mock.patch.object(self.spawner, "_fork", side_effect=AssertionError):
+            self.spawner._deliver(self.request(1), root)
+            self.assertEqual(spawning.read_reply(manager.recv(1000)), (1, AS_ROOT, b""))
+            self.assertRaises(PermissionError, self.spawner._open_mailbox, root, self.pair()[0])
+            ours, theirs = self.pair()
+            self.spawner._new_server(theirs)
+            self.spawner.questions = 1
+            self.spawner._look(Question(7, theirs), root)
+            self.assertEqual(spawning.read_reply(ours.recv(1000)), (7, AS_ROOT, b""))
+
+    def test_no_role_begins_at_the_end(self) -> None:
+        supervisor, theirs = self.pair()
+        theirs.setblocking(False)
+        self.spawner.supervisor = theirs
+        with mock.patch.object(self.spawner, "_start_role") as start:
+            for ending, begun in ((True, 0), (False, 1)):
+                self.spawner.ending = ending
+                supervisor.send(b"start {}")
+                self.spawner._on_supervisor()
+                self.assertEqual(start.call_count, begun)
+
+    def test_mailboxes_are_bounded(self) -> None:
+        joe = Assignment(b"joe", 1, 1, b"/home/joe", b"", b"")
+        made = iter(range(10, 20))
+        self.patch(lspawn, "MOST_MAILBOXES", 2)
+        with mock.patch.object(self.spawner, "_fork", side_effect=lambda *_: next(made)):
+            for _ in range(2):
+                self.spawner._open_mailbox(joe, self.pair()[0])
+            self.assertRaises(PermissionError, self.spawner._open_mailbox, joe, self.pair()[0])
+        self.assertEqual(self.spawner.mailboxes, {10, 11})
 
     def test_reports_go_to_who_asked(self) -> None:
         """A report of a delivery that a queue manager has left behind when it died is not taken for one of the next
@@ -147,3 +220,12 @@ class ChildrenTests(SynchronousTestCase):
         self.assertGreater(self.children.patience(), 0)
         self.children.end_idle(everything=True)
         self.assertEqual(len(self.read), 0)
+
+    def test_idle_for_too_long(self) -> None:
+        self.hand_over(1)
+        self.theirs[0].send(spawning.reply(1, 0, b""))
+        self.heard()
+        for later, left in ((IDLE - 1, 1), (IDLE, 0)):
+            with mock.patch("time.monotonic", return_value=time.monotonic() + later):
+                self.children.end_idle(everything=False)
+            self.assertEqual(len(self.read), left)

@@ -26,6 +26,10 @@ class HoldTests(SynchronousTestCase):
         self.assertEqual(Hold.make(SENDER, b"").line(), b"sender <>")
         self.assertEqual(Hold.of_message(12, 99.7, b"x").line(), b"message 12/99 x")
 
+    def test_for_people(self) -> None:
+        self.assertEqual(Hold.make(SENDER, b"a@x", b"why so").text(), b"sender: why so")
+        self.assertEqual(Hold.make(DESTINATION, b"x").text(), b"destination")
+
     def test_wrong_lines(self) -> None:
         for line in (b"", b"sender", b"nobody x", b"message 12", b"message x/1", b"sender a%zz", b"destination @"):
             with self.assertRaises(ValueError, msg=line):

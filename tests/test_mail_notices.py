@@ -139,6 +139,17 @@ class QueueCodeTests(SynchronousTestCase):
                 self.assertTrue(report.text.endswith(b" " + enhanced), code)
         self.assertEqual(queue_report(0), Report(b"K", b""))
 
+    def test_texts(self) -> None:
+        """Each says what was wrong."""
+        for code, word in (
+            (51, b"memory"), (52, b"waited"), (53, b"disk"), (54, b"read the message"), (55, b"configuration"),
+            (56, b"network"), (61, b"home directory"), (62, b"queue directory"), (63, b"in pid"), (64, b"in mess"),
+            (65, b"in intd"), (66, b"in todo"), (71, b"for now"), (72, b"timed out"), (73, b"refused the connection"),
+            (74, b"broke off"), (81, b"in itself"), (91, b"envelope"), (111, b"accounts"), (120, b"started"),
+            (82, b"in trouble"), (11, b"address is too long"), (31, b"for good"), (12, b"refuses"),
+        ):  # fmt: skip
+            self.assertIn(word, queue_report(code).text, code)
+
     def test_custom(self) -> None:
         """§6.3, §7: code 82 with at least three bytes speaks for itself; only D is permanent."""
         self.assertEqual(queue_report(82, b"Dno (#5.6.1)"), Report(b"D", b"no (#5.6.1)"))

@@ -114,6 +114,7 @@ class Chain(SynchronousTestCase):
     def test_refuse_and_accept(self) -> None:
         self.assertEqual(refuse(450, b"x"), Reply(450, b"x"))
         self.assertEqual(accept().code, 250)
+        self.assertEqual([refuse(code, b"x").code for code in (400, 599)], [400, 599])
         for code in (250, 399, 600):
             self.assertRaises(ValueError, refuse, code, b"")
 
@@ -189,7 +190,17 @@ class Relay(WithControl):
             "10.0.0.1",
         ):
             self.assertTrue(self.may_relay(ip), ip)
-        for ip in ("192.0.2.2", "198.51.101.1", "2001:db9::1", "::1", "::192.0.2.1", "203.0.114.1", "10.0.0.2", ""):
+        for ip in (
+            "192.0.2.2",
+            "198.51.101.1",
+            "2001:db9::1",
+            "::1",
+            "::192.0.2.1",
+            "203.0.112.1",
+            "203.0.114.1",
+            "10.0.0.2",
+            "",
+        ):
             self.assertFalse(self.may_relay(ip), ip)
 
     def test_a_wrong_line_is_no_permission(self) -> None:

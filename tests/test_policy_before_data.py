@@ -14,8 +14,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from qtwist.control import ControlError
 from qtwist.files.assign import compile_assign
 from qtwist.files.cdb import write_cdb
+from qtwist.local.errors import AS_ROOT, CDB_TROUBLE, PERMANENT
 from qtwist.local.looking import Lookup
 from qtwist.local.users import Account
+from qtwist.policy.greeting import LONGEST
 from qtwist.policy.patterns import PatternFiles, Patterns, trouble
 from qtwist.policy.recipients import PATIENCE, InThread
 from tests.policy_tools import SILENT, TROUBLE, PolicyCase, codes
@@ -71,7 +73,8 @@ class PatternLists(SynchronousTestCase):
 
     def test_brackets(self) -> None:
         """One character of several, as in INN's patterns; but an address literal is what it looks like."""
-        patterns = Patterns.parse([b"[0-9][0-9]@*.test", b"[^a-y]@one.other", b"*@[192.0.2.*]", b"[198.51.100.7]"])
+        patterns = Patterns.parse([b"[0-9][0-9]@*.test", b"[^a-y]@one.other", b"*@[192.0.2.*]", b"[198.51.100.7]",
+                                   b"*@[ipv6:2001:db8::*]"])  # fmt: skip
         for text, line in (
             (b"17@x.test", b"[0-9][0-9]@*.test"),
             (b"1a@x.test", None),
@@ -79,6 +82,7 @@ class PatternLists(SynchronousTestCase):
             (b"b@one.other", None),
             (b"b@[192.0.2.9]", b"*@[192.0.2.*]"),
             (b"b@2", None),
+            (b"b@[IPv6:2001:db8::1]", b"*@[ipv6:2001:db8::*]"),
             (b"[198.51.100.7]", b"[198.51.100.7]"),
             (b"1", None),
         ):
@@ -158,7 +162,8 @@ class ListsAtWork(PolicyCase):
         for level, answers in (
             ("0", {b"x": 250}),
             ("1", {b"x": 550, b"gone.test": 250, b"[192.0.2.9]": 250, b"[nonsense]": 550, b"a_b.test": 250,
-                   b"-.test": 550, b"[IPv6:2001:db8::1]": 250, b"192.0.2.9": 250, b"a..test": 550}),
+                   b"[192.0.2.99": 550, b"-.test": 550, b"[IPv6:2001:db8::1]": 250, b"192.0.2.9": 250,
+                   b"a..test": 550}),
             ("2", {b"here.test": 250, b"mail.test": 250, b"gone.test": 550, b"slow.test": 451}),
         ):  # fmt: skip
             self.put("helocheck", level)
@@ -232,8 +237,17 @@ class TimeAsked(PolicyCase):
         self.assertEqual(codes(client.replies()), [250])
         self.clock.advance(10)
         self.assertEqual(codes(client.replies()), [250])
-        self.put("tcp.smtp", ':allow,TARPITCOUNT="0"\n')
-        self.assertEqual(codes(self.dialogue(b"MAIL FROM:<>", rcpt, rcpt, rcpt, rcpt)), [220, 250, 250, 250, 250, 250])
+        for rule in ('TARPITCOUNT="0"', 'TARPITDELAY="0"', 'RELAYCLIENT=""'):
+            self.put("tcp.smtp", f":allow,{rule}\n")
+            answers = self.dialogue(b"MAIL FROM:<>", rcpt, rcpt, rcpt, rcpt)
+            self.assertEqual(codes(answers), [220, 250, 250, 250, 250, 250], rule)
+            self.assertEqual([call for call in self.clock.getDelayedCalls() if call.time <= LONGEST], [], rule)
+        self.put("tcp.smtp", ':allow,TARPITDELAY="3"\n')
+        client = self.connect()
+        client.replies()
+        self.assertEqual(codes(client.say(b"MAIL FROM:<>", rcpt, rcpt, rcpt)), [250, 250, 250])
+        self.clock.advance(3)
+        self.assertEqual(codes(client.replies()), [250])
 
 
 class RecipientsChecked(PolicyCase):
@@ -314,6 +328,11 @@ class RecipientsChecked(PolicyCase):
         text = f"=lost:lost:{OWNER}:{OWNER}:/nonexistent/lost:::\n=root:root:0:0:/root:::\n.\n".encode()
         write_cdb(os.path.join(self.home, "users", "cdb"), compile_assign(text))
         self.assertEqual(self.rcpt(b"lost@mx.test", b"root@mx.test"), [451, 451])
+        lookup = Lookup(os.path.abspath(self.home), self.accounts.get)
+        self.assertEqual([lookup(name) for name in (b"joe", b"joe-x", b"root")], [0, PERMANENT, AS_ROOT])
+        with open(os.path.join(self.home, "users", "cdb"), "wb") as file:
+            file.write(b"torn")
+        self.assertEqual(lookup(b"joe"), CDB_TROUBLE)
 
     def test_remembered_for_a_while(self) -> None:
         asked: list[bytes] = []

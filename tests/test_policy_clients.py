@@ -29,6 +29,7 @@ from qtwist.policy.shared_counts import SharedCounts, SharedRates
 from qtwist.policy.tcprules import TCPRules, read_rules
 from qtwist.policy.trace import LINE, MOST, Tracer
 from tests.policy_tools import SILENT, TROUBLE, Names, PolicyCase, codes, session
+from tests.test_tls_servers import Logged
 
 # As it stood on many a server around 2005, written by hand over the years, open-smtp entries at its end.
 OLD_TCP_SMTP = b"""\
@@ -231,10 +232,27 @@ class RulesAtWork(PolicyCase):
         self.assertIsNone(rules.connect(one))
         self.assertEqual(one.environment[b"A"], b"cdb")
         self.assertIsInstance(rules.connect(session("192.0.3.4")), Drop)
+        logged = Logged(self)
         self.put("tcp.smtp.cdb", b"rubbish")
-        self.assertIsNone(rules.connect(session()))
+        for times in (1, 2):
+            for _ in range(3):
+                self.assertIsNone(rules.connect(session()))
+            self.assertEqual(len(logged.find("what was there before goes on counting")), times)
+            os.remove(path)
+            os.symlink(os.path.basename(path), path)  # a loop: it cannot be looked at at all
         os.remove(path)
         self.assertIsInstance(rules.connect(session()), Drop)
+
+    def test_text_newer_than_the_database(self) -> None:
+        """The database counts, and the log says what to do about it."""
+        self.put("tcp.smtp", "192.0.2.:deny\n")
+        write_cdb(self.control.path("tcp.smtp.cdb"), compile_rules(b":allow\n"))
+        for age, warnings in ((10, 0), (-10, 1)):
+            logged = Logged(self)
+            seconds = os.stat(self.control.path("tcp.smtp.cdb")).st_mtime - age
+            os.utime(self.control.path("tcp.smtp"), (seconds, seconds))
+            self.assertIsNone(TCPRules(self.surroundings()).connect(session()))
+            self.assertEqual(len(logged.find("control/tcp.smtp is newer than tcp.smtp.cdb")), warnings, age)
 
     def test_names_only_where_asked(self) -> None:
         """§4.1 -p: a name counts when it leads back to the address, which its owner cannot forge."""
@@ -265,10 +283,12 @@ class RulesAtWork(PolicyCase):
         self.assertEqual(client.replies(), [])
         self.clock.advance(5)
         self.assertEqual(codes(client.replies()), [220])
-        self.put("tcp.smtp", "")
+        os.remove(self.control.path("tcp.smtp"))
         self.put("tcpremotehost", "2\n")
         client = self.connect()
-        self.clock.advance(2)
+        self.clock.advance(1.9)
+        self.assertEqual(client.replies(), [])
+        self.clock.advance(0.1)
         self.assertEqual(codes(client.replies()), [220])
 
 

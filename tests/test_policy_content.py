@@ -18,6 +18,7 @@ from qtwist.policy.content import IN_MEMORY, Content, KeptAside, Text, discard
 from qtwist.wire.netstring import encode
 from tests.policy_tools import PolicyCase
 from tests.test_smtpd import FakeQueue
+from tests.test_tls_servers import Logged
 
 MESSAGE = b"From: a@b.test\nSubject: x\n\nbody\n"
 ENVELOPE = Envelope(b"a@b.test", (b"joe@mx.test",))
@@ -187,6 +188,12 @@ class HookTests(PolicyCase):
         for look in (lambda session, content: discard("why"), deserted):
             self.assertEqual(self.send(look)[0], b"250 2.0.0 ok")
             self.assertEqual(self.queue.messages, [])
+
+    def test_the_log_has_the_rule_of_what_was_discarded(self) -> None:
+        logged = Logged(self)
+        self.send(lambda session, content: discard("why"))
+        [line] = logged.find("why")
+        self.assertIn("filter", line)
 
     def test_accepted_for_good(self) -> None:
         self.assertEqual(self.send(lambda session, content: accept(), changing)[0][:3], b"250")

@@ -77,6 +77,28 @@ class Store(SynchronousTestCase):
         self.assertLess(count, 102)
         self.assertEqual(store.see(KEY, 2000.0, TIMES), 0)
 
+    def test_swept(self) -> None:
+        """What has expired is removed: strangers after two days, those who are known after 36."""
+        store = GreylistStore(self.mktemp(), most=2)
+        self.addCleanup(store.close)
+
+        def kept() -> list[bytes]:
+            connection = sqlite3.connect(store.path)
+            rows = connection.execute("SELECT sender FROM seen ORDER BY sender").fetchall()
+            connection.close()
+            return [row[0] for row in rows]
+
+        store.see(("n", b"known", b""), 0.0, TIMES)
+        store.see(("n", b"known", b""), 400.0, TIMES)
+        store.see(("n", b"stranger", b""), 400.0, TIMES)  # the second new one: swept
+        self.assertEqual(kept(), [b"known", b"stranger"])
+        store.see(("n", b"x", b""), 3 * DAY, TIMES)
+        store.see(("n", b"y", b""), 3 * DAY, TIMES)
+        self.assertEqual(kept(), [b"known", b"x", b"y"])
+        store.see(("n", b"z", b""), 37 * DAY, TIMES)
+        store.see(("n", b"zz", b""), 37 * DAY, TIMES)
+        self.assertEqual(kept(), [b"z", b"zz"])
+
     def test_kept_through_a_restart(self) -> None:
         self.store.see(KEY, 1000.0, TIMES)
         self.store.close()

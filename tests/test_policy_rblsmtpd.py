@@ -77,6 +77,12 @@ class Listed(PolicyCase):
         self.put("dnsbllist", "bl.test\n")
         self.assertEqual(self.answer(), b"250 ok")
 
+    def test_a_text_alone(self) -> None:
+        """A list may have nothing but TXT records, which is all that rblsmtpd asks for (§4.7)."""
+        self.names.table[("txt", b"9.2.0.192.bl.test")] = [b"by text~\x7f"]
+        self.put("dnsbllist", "bl.test\n")
+        self.assertEqual(self.answer(), b"451 by text~?")
+
     def test_good_ones_first(self) -> None:
         """§4.7: the first that decides ends the search, in the order of the file."""
         self.listed(b"bl.test", text=b"no")

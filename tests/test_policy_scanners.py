@@ -120,6 +120,17 @@ class ClamdTests(ScannerCase):
         opinion = await self.look()
         self.check(opinion, 554, b"the message has a virus: Eicar-?Test (#5.7.1)", f"Eicar-?Test, by {self.path}")
 
+    async def test_an_answer_in_two_pieces(self) -> None:
+        class Slow(FakeClamd):
+            def dataReceived(self, data: bytes) -> None:
+                self.data += data
+                if self.data.endswith(bytes(4)):
+                    self.transport.write(b"stream: Eic")
+                    reactor.callLater(0.05, self.transport.write, b"ar FOUND\0")
+
+        self.serve(Factory.forProtocol(Slow))
+        self.check(await self.look(), 554, b"the message has a virus: Eicar (#5.7.1)", "Eicar")
+
     async def test_an_early_answer(self) -> None:
         """Before it has got all: it knows enough."""
         self.start()

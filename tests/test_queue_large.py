@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -90,6 +91,15 @@ class LargeCase(TestCase):
             await task.deferLater(reactor, 0.01)
 
 
+def open_files(directory: str) -> list[str]:
+    """What the descriptors of this process are open on below `directory`."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [target for target in found if target.startswith(os.path.realpath(directory) + "/")]
+
+
 class InFileTests(LargeCase):
     async def test_accepted(self) -> None:
         """One sync of the file, one record; no directory is synced, and no file of qmail's is made."""
@@ -116,6 +126,20 @@ class InFileTests(LargeCase):
         await queue.finish(accepted.number)
         await self.gone(accepted.number)
         self.assertEqual([name for name in order if name in ("sync_data", "unlink")], ["sync_data", "unlink"])
+
+    async def test_descriptors(self) -> None:
+        """None stays open: not of messages that have ended, nor of those that were given up."""
+        queue = self.start()
+        known: list[int] = []
+        for _ in range(6):
+            accepted = await self.accept(queue)
+            await queue.preprocess([accepted.number], lambda address: ("local", address))
+            await queue.finish(accepted.number)
+            await self.gone(accepted.number)
+            (await self.write(queue, TEXT)).abort()
+            known.append(len(open_files(self.directory)))
+        # The journal's, and those of numbers that are laid in stock; an abort may be under way.
+        self.assertLessEqual(known[-1], known[0] + 1, known)
 
     async def test_nobody_elses_message(self) -> None:
         """Who still reads from a message that has ended never sees another one there."""
@@ -327,6 +351,7 @@ class RecoveryTests(SynchronousTestCase):
         self.journal.close()
         self.journal = Journal(RealDisk(), self.directory, SEGMENT)
         renamed = dict(self.recover())
+        self.assertEqual({os.path.getsize(name) for name in open_files(self.directory)}, {SEGMENT})
         self.assertEqual(set(renamed), set(self.numbers))
         for number in self.numbers[:2]:
             self.assertEqual(self.text(renamed[number]), b"%d\n" % number + TEXT)

@@ -7,6 +7,7 @@ from base64 import b64encode
 from typing import Any
 
 from qtwist.mail.envelope import Report
+from qtwist.remote.carrier import TLS_BACK_OFF
 from tests.scripted_smtp import ScriptedSMTP
 from tests.test_remote_tls import NAME, TLSCase
 
@@ -78,6 +79,18 @@ class Routes(AuthCase):
             self.assertEqual(report.letter, b"Z")
             self.assertIn(b"It is demanded by control/authsenderstls. (#4.7.5)", report.text)
         self.assertEqual(self.verbs(server), [[b"EHLO", b"STARTTLS"]] * 2)
+
+    async def test_tls_that_fails_where_none_is_demanded(self) -> None:
+        """With authsenderstls 0, it goes on in the clear, as with any host."""
+        self.write("control/authsenderstls", b"0\n")
+        server = self.relay()
+        server.tls = None
+        self.assertEqual((await self.deliver()).letter, b"K")
+        clear = [b"EHLO", b"AUTH", *TRANSACTION]
+        self.assertEqual(self.verbs(server), [[b"EHLO", b"STARTTLS"], clear])
+        self.clock.advance(TLS_BACK_OFF - 1)
+        self.assertEqual((await self.deliver()).letter, b"K")
+        self.assertEqual(self.verbs(server)[2:], [clear])
 
     async def test_refused(self) -> None:
         """The mail waits: it is our password that is wrong. The log has the name, and nothing has the password."""

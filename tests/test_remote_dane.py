@@ -213,6 +213,12 @@ class Believed(SynchronousTestCase):
         self.assertEqual(letter, b"Z")
         self.assertIn(b"no answer for now about TLSA records of mx1.test", text)
 
+    def test_faults_of_ours_come_out(self) -> None:
+        """They are no answer of the DNS."""
+        self.resolver.records[b"_25._tcp.mx1.test"] = RuntimeError("a bug")
+        host = Host("192.0.2.1", 10, b"mx1.test", secure=True)
+        self.failureResultOf(Deferred.fromCoroutine(self.dane.look((host,), 25, ON_THIS_HOST)), RuntimeError)
+
     def test_the_proof(self) -> None:
         """A resolver is believed when it says AD of what is signed and of nothing else."""
         none = [("192.0.2.1", 0), ("192.0.2.2", 0)]

@@ -199,6 +199,18 @@ class Keeping(SynchronousTestCase):
         self.mode()
         self.assertEqual(len(self.fetched), 2)
 
+    def test_failures_are_bounded(self) -> None:
+        """A sender with many domains does not take all memory."""
+        self.patch(sts, "MOST_FAILURES", 3)
+        self.answers = [OSError("refused")]
+        for number in range(10):
+            name = b"d%d.test" % number
+            self.resolver.texts[b"_mta-sts." + name] = [b"v=STSv1; id=1"]
+            self.assertIsNone(self.mode(name))
+            self.assertLessEqual(len(self.policies._failed), 3)
+        self.mode(name)
+        self.assertEqual(len(self.fetched), 10)
+
     def test_together(self) -> None:
         """Messages that want the same policy at once cause one fetch."""
         answer: Deferred[bytes] = Deferred()
@@ -274,6 +286,8 @@ class Fetching(TLSCase):
 
     async def test_good(self) -> None:
         self.assertEqual(await self.fetch(TEXT), TEXT)
+        self.assertEqual(await self.fetch(b"x" * 1000), b"x" * 1000)
+        self.assertIn("more than 1000 octets", await self.refused(b"x" * 1001))
 
     async def test_not_good(self) -> None:
         """§3.3: no redirects, no other name, no more than 64 KiB."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
 from qtwist.mail.envelope import Report
@@ -105,6 +106,18 @@ class Opportunistic(TLSCase):
             self.assertEqual(report.letter, b"K")
             self.assertRegex(report.text.splitlines()[-1], rb"^TLSv1\.3 [A-Z0-9_]+, not verified: %s\.$" % why)
             self.assertEqual(self.verbs(server)[0][:3], [b"EHLO", b"STARTTLS", b"EHLO"])
+
+    async def test_ciphers(self) -> None:
+        """control/tlsclientciphers says which are offered up to TLS 1.2."""
+        for cipher in (b"ECDHE-ECDSA-AES256-GCM-SHA384", b"ECDHE-ECDSA-AES128-GCM-SHA256"):
+            self.again()
+            server = self.server()
+            path = f"{self.home}/server.pem"
+            context = server_context(read_identity(path), path, SERVER_CIPHERS, path, None)
+            context.set_max_proto_version(SSL.TLS1_2_VERSION)
+            server.tls = Creator(context)
+            self.write("control/tlsclientciphers", cipher + b"\n")
+            self.assertIn(b"TLSv1.2 %b, certificate verified" % cipher, (await self.deliver()).text)
 
     async def test_refused(self) -> None:
         """454: the session goes on in the clear."""

@@ -115,6 +115,8 @@ class Notifying(DSNCase):
         number = self.send((b"gone@far.test", b"ORCPT=rfc822;g+2Bone@old.test"), mail=b"ENVID=QQ+2B1")
         [(envelope, data)] = self.notices()
         self.assertEqual(envelope, Envelope(b"", (b"ann@far.test",)))
+        for action in dsn._ORDER:
+            self.assertEqual(dsn._INTRODUCTIONS[action] in data, action == dsn.FAILED)
         report = Parsed.read(data)
         self.assertEqual(report.subject, "failure notice")
         self.assertEqual(
@@ -315,6 +317,17 @@ class Delays(DSNCase):
         self.queue.refuse = 0
         self.go(20000)
         self.assertEqual(len(self.notices()), 1)
+
+    def test_nobody_has_asked(self) -> None:
+        """Without parameters nothing is told of a delay (QSBMF knows none)."""
+        self.queue.send(b"ann@far.test", b"slow@far.test")
+        del self.queue.accepted[:]
+        for _ in range(200):
+            self.go(100)
+        self.assertEqual(self.notices(), [])
+        self.assertEqual(
+            len([line for line in self.log() if "status: local 0/10 remote 1/20" in line]), len(self.remote.seen)
+        )
 
     def test_never(self) -> None:
         """0 in control/delaywarn."""

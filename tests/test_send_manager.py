@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import attrs
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from qtwist.interfaces import QueueError
 from qtwist.mail.constmap import ConstantMap
 from qtwist.mail.envelope import Report
 from qtwist.mail.rewriting import Rewriter
@@ -652,6 +655,19 @@ class TroubleWithTheDisk(ManagerCase):
         self.go(123)
         self.assertIn(f"bounce msg {number} qp {number + 1}", self.log())
         self.assertNotIn(number, self.queue.messages)
+
+    def test_bounce_that_cannot_begin(self) -> None:
+        """The message that it is about is closed again, or a queue out of order would use up all descriptors."""
+        self.local.answers[b"bad@here.test"] = Report.failure(b"no\n")
+        before = len(os.listdir("/proc/self/fd"))
+        with mock.patch.object(self.queue, "begin", side_effect=QueueError(62, "not there")):
+            number = self.queue.send(b"ann@far.test", b"bad@here.test")
+            self.go()
+        self.assertRegex(self.log()[-1], "^warning: trouble injecting bounce message, will try later")
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        self.go(123)
+        self.assertIn(f"bounce msg {number} qp {number + 1}", self.log())
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
 
     def test_garbage(self) -> None:
         """§9.8: one sweep at the start, one every 76431 s; a failing one is a warning."""

@@ -232,6 +232,21 @@ class HoldTests(SteeringCase):
         self.go()
         self.assertEqual([recipient for _, recipient in self.remote.seen], [b"b@near.test", b"a@far.test"])
 
+    def test_destination_by_either_name(self) -> None:
+        """As the sender knew the address, and as it is delivered to in a virtual domain."""
+        for address in (b"a@v.test", b"joe-a@v.test"):
+            self.virtual = b"v.test:joe"
+            self.setUp()
+            self.held = [Hold.make(DESTINATION, address)]
+            self.local.answers[b"joe-a@v.test"] = self.local.answers[b"joe-b@v.test"] = Report.success()
+            self.start()
+            self.queue.send(b"ann@x.test", b"a@v.test", b"b@v.test")
+            self.go()
+            self.assertEqual([recipient for _, recipient in self.local.seen], [b"joe-b@v.test"], address)
+            self.hold()
+            self.go()
+            self.assertEqual(len(self.local.seen), 2)
+
     def test_hold_during_a_pass(self) -> None:
         """What is not started yet is kept back."""
         self.concurrency = {"local": 10, "remote": 1}

@@ -317,6 +317,26 @@ class Accepting(WithFactory):
     def test_the_interface(self) -> None:
         verifyObject(IIncomingMessage, self.queue.begin(Origin.network(1)))
 
+    def test_what_was_asked_for_is_of_one_message(self) -> None:
+        """NOTIFY is of the RCPT that it came with (RFC 3461 §4.1): not of the next message to the same recipient."""
+        client = self.client()
+        client.say(
+            b"EHLO cli.test", b"MAIL FROM:<joe@cli.test> RET=HDRS", b"RCPT TO:<ann@mx.test> NOTIFY=NEVER", b"RSET"
+        )
+        client.say(b"MAIL FROM:<joe@cli.test> RET=HDRS", b"RCPT TO:<ann@mx.test>", b"DATA", b"x\r\n.")
+        envelope = self.queue.messages[-1].envelope
+        assert envelope is not None and envelope.asked is not None
+        self.assertEqual((envelope.asked.mail, envelope.asked.recipients), (b"RET=HDRS", (b"",)))
+
+    def test_what_was_asked_for_is_kept(self) -> None:
+        client = self.client()
+        client.say(b"EHLO cli.test", b"MAIL FROM:<joe@cli.test> ret=full ENVID=a+2Bb", b"RCPT TO:<ann@mx.test>")
+        client.say(b"RCPT TO:<eve@mx.test> notify=success,delay ORCPT=rfc822;e@x", b"DATA", b"x\r\n.")
+        envelope = self.queue.messages[-1].envelope
+        assert envelope is not None and envelope.asked is not None
+        self.assertEqual(envelope.asked.mail, b"RET=FULL ENVID=a+2Bb")
+        self.assertEqual(envelope.asked.recipients, (b"", b"NOTIFY=SUCCESS,DELAY ORCPT=rfc822;e@x"))
+
     def test_two_messages(self) -> None:
         client = self.client()
         for number in (1, 2):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from base64 import b64decode, b64encode
 
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from qtwist.auth.credentials import APOPCredentials, CRAMCredentials
 from qtwist.auth.scram import ScramKeys
 from qtwist.wire.sasl import (
     CANCELLED,
@@ -80,7 +83,8 @@ class VectorTests(SynchronousTestCase):
             ("a\u00a0b", "a b"),
         ):
             self.assertEqual(prepared(given_text.encode()), wanted.encode())
-        for text in ("\u0007", "\u0627\u0031", "\u00ad", "\ue000"):
+        self.assertEqual(prepared("\u06271\u0628".encode()), "\u06271\u0628".encode())
+        for text in ("\u0007", "\u0627\u0031", "1\u0627", "\u0627a\u0628", "\u00ad", "\ue000"):
             self.assertRaises(ValueError, prepared, text.encode())
         self.assertRaises(ValueError, prepared, b"\xff")
 
@@ -208,9 +212,20 @@ class KeyTests(SynchronousTestCase):
         for wrong in (b"", text[:-1], text + b"x", text.replace(b"$4096:", b"$4095:"), text.replace(b"W22", b"W2")):
             self.assertRaises(ValueError, ScramKeys.parse, wrong)
 
+    def test_proofs_have_one_size(self) -> None:
+        keys = ScramKeys.make(b"secret", bytes(16), 4096)
+        client_key = hmac.digest(hashlib.pbkdf2_hmac("sha256", b"secret", bytes(16), 4096), b"Client Key", "sha256")
+        signature = hmac.digest(hashlib.sha256(client_key).digest(), b"message", "sha256")
+        proof = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
+        self.assertIsNotNone(keys.signature_for(b"message", proof))
+        for wrong in (proof + b"x", proof[:-1], b"", bytes(32)):
+            self.assertIsNone(keys.signature_for(b"message", wrong))
+
     def test_nothing_is_shown(self) -> None:
         claim = Proof(b"user", b"message", b"proof")
         self.assertNotIn("proof=", repr(claim))
+        for credentials in (APOPCredentials(b"user", b"<1@x>", b"d1"), CRAMCredentials(b"user", b"<1@x>", b"d1")):
+            self.assertNotIn("d1", repr(credentials))
         self.assertNotIn("stored_key", repr(KEYS))
 
 

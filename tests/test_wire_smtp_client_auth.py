@@ -137,6 +137,17 @@ class LoginTests(SynchronousTestCase):
                 self.assertIsInstance(event, NoLogin)
                 self.assertEqual(engine.take_output(), b"QUIT\r\n")
 
+    def test_cram_md5_answers_once(self) -> None:
+        """A relay that goes on asking, or asks for nothing, gets no more made with the password."""
+        for asked in (("PDFAeD4=", "PDJAeD4="), ("",)):
+            engine = SMTPClient(b"mx.example.net", login=IN_CLEAR)
+            engine.receive(b"220 x\r\n")
+            engine.receive(b"250-x\r\n250 AUTH CRAM-MD5\r\n")
+            for challenge in asked:
+                engine.take_output()
+                self.assertEqual(engine.receive(b"334 %b\r\n" % challenge.encode()), [])
+            self.assertEqual(engine.take_output(), b"*\r\n")
+
     def test_lost(self) -> None:
         events = self.play(
             "S: 250 AUTH PLAIN\nC: AUTH PLAIN AHRpbQB0YW5zdGFhZnRhbnN0YWFm\n*lost",
@@ -192,6 +203,10 @@ class ScramTests(SynchronousTestCase):
         self.challenge(self.FIRST)
         self.challenge(self.VERIFIER)
         self.assertEqual(self.challenge(self.VERIFIER), b"*")
+        self.setUp()
+        self.challenge(self.FIRST)
+        self.challenge(self.VERIFIER)
+        self.assertEqual(self.challenge(self.FIRST), b"*")  # nothing more is made with the password
 
     def test_strange_challenges(self) -> None:
         """Another nonce, ours alone; too few iterations, and so many that they would keep others waiting."""

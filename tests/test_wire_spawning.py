@@ -39,6 +39,10 @@ class SpawningTests(SynchronousTestCase):
             except ValueError:
                 continue
 
+    def test_too_many_and_too_few(self) -> None:
+        for count in (1, 3):
+            self.assertRaises(ValueError, spawning.read_fields, b"a\0b", count)
+
     def test_nul(self) -> None:
         """An address with NUL would be two: nobody is asked."""
         self.assertRaises(ValueError, spawning.request, 1, 1, b"a\0b", b"c@d")
