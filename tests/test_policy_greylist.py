@@ -124,6 +124,28 @@ class Store(SynchronousTestCase):
         for number in range(0, 2000, 50):
             self.assertIn(self.store.see(("n", b"", b"%d" % number), 1300.0, TIMES), (0, 300))
 
+    def test_two_processes_that_make_it(self) -> None:
+        """The second one waits for the first to have made it; SQLite itself would say "database is locked" at once."""
+        os.mkdir(self.directory)
+        other = sqlite3.connect(self.store.path, isolation_level=None)
+        self.addCleanup(other.close)
+        other.execute("CREATE TABLE another (x)")
+        other.execute("BEGIN IMMEDIATE")
+        with mock.patch("time.sleep", side_effect=lambda seconds: other.execute("COMMIT")) as slept:
+            self.assertEqual(self.store.see(KEY, 1000.0, TIMES), 300)
+        self.assertEqual(slept.call_count, 1)
+
+    def test_one_that_stays_locked(self) -> None:
+        os.mkdir(self.directory)
+        other = sqlite3.connect(self.store.path, isolation_level=None)
+        self.addCleanup(other.close)
+        other.execute("CREATE TABLE another (x)")
+        other.execute("BEGIN IMMEDIATE")
+        with mock.patch("qtwist.policy.greylist_store.PATIENCE", 0):
+            self.assertRaises(sqlite3.OperationalError, self.store.see, KEY, 1000.0, TIMES)
+        other.execute("COMMIT")
+        self.assertEqual(self.store.see(KEY, 1000.0, TIMES), 300)
+
     def test_processes_that_share_it_and_are_killed(self) -> None:
         """Killed while they write, they leave a database that is whole, and what they had answered is in it."""
         code = (

@@ -148,5 +148,6 @@ class GatheredTests(SynchronousTestCase):
             self.lines.add(line)
             self.lines.flush()
         self.assertEqual(self.written, [b"a\n", b"b\n"])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
         self.clock.advance(1)
         self.assertEqual(self.written, [b"a\n", b"b\n"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 
 import attrs
 
@@ -104,7 +105,7 @@ class GreylistStore:
             os.makedirs(os.path.dirname(self.path), 0o700, exist_ok=True)
             connection = sqlite3.connect(self.path, PATIENCE, isolation_level=None, check_same_thread=False)
             try:
-                connection.execute("PRAGMA journal_mode = wal")
+                self._use_wal(connection)
                 connection.execute("PRAGMA synchronous = normal")
                 connection.executescript(_SCHEMA)
             except sqlite3.Error:
@@ -112,6 +113,19 @@ class GreylistStore:
                 raise
             self._connection = connection
         return self._connection
+
+    @staticmethod
+    def _use_wal(connection: sqlite3.Connection) -> None:
+        """SQLite does not wait for others to change a new database's mode, as it does for all else."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = wal")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() >= until:
+                    raise
+            time.sleep(0.01)
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from qtwist.interfaces import Preprocessed
 from qtwist.mail.address import sanitise_log
@@ -84,6 +84,7 @@ class GatheredLines:
         self._write = write
         self._clock = clock
         self._lines: list[bytes] = []
+        self._due: IDelayedCall | None = None
         self._written = -PAUSE  # when something was, by the clock
 
     def add(self, line: bytes) -> None:
@@ -91,12 +92,15 @@ class GatheredLines:
         if not self._lines:
             passed = self._clock.seconds() - self._written
             # A clock that was set back says that less than no time has passed.
-            self._clock.callLater(PAUSE - passed if 0 <= passed < PAUSE else 0, self.flush)
+            self._due = self._clock.callLater(PAUSE - passed if 0 <= passed < PAUSE else 0, self.flush)
         self._lines.append(line)
 
     def flush(self) -> None:
         """Write what is still to be written."""
         lines, self._lines = self._lines, []
+        due, self._due = self._due, None
+        if due is not None and due.active():
+            due.cancel()  # or the end of a service would leave a timer behind
         if lines:
             self._written = self._clock.seconds()
             self._write(b"".join(lines))
