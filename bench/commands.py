@@ -8,7 +8,8 @@ and of writing a page of text. The runs of all lines take turns, so that a machi
 count against one of them.
 
 Three ways to start: a script as pip writes it (older versions of pip import re there), a script whose first line is
-plain ``python``, and one with ``python -I -S``, which looks at no site-packages and at no $PYTHON variable.
+plain ``python``, and one with ``python -I -S``, which looks at no site-packages and at no $PYTHON variable: such as
+`qtwist install-links` writes (:mod:`qtwist.commands.launchers`).
 """
 
 from __future__ import annotations

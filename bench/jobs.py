@@ -171,7 +171,7 @@ def latency(bench: Bench, peer: Peer, sessions: int) -> Figures:
     return {"p50 ms": statistics.median(found), "p99 ms": found[len(found) * 99 // 100], "msg/s offered": rate}
 
 
-COMMANDS = {"qmail-inject": "inject", "sendmail": "sendmail"}
+COMMANDS = ("qmail-inject", "sendmail")
 TEXT = b"To: someone@far.test\nSubject: x\n\nhello\n"
 
 
@@ -181,10 +181,11 @@ def commands(bench: Bench, peer: Peer, runs: int) -> Figures:
     jobs: dict[str, list[str]] = {}
     environ = {"PATH": PATH, "LANG": "C"}
     if isinstance(peer, Qtwist):
-        environ |= {"PYTHONPATH": CHECKOUT, "QTWISTHOME": peer.home}
+        environ |= {"QTWISTHOME": peer.home}
         jobs["pass"] = [sys.executable, "-c", "pass"]
-        for name, module in COMMANDS.items():
-            jobs[name] = [sys.executable, "-c", MAIN.format(module), FAR]
+        folder = f"{peer.home}/bin"
+        run(sys.executable, "-c", MAIN.format("qtwist"), "install-links", folder, *COMMANDS, env={"PATH": PATH})
+        jobs |= {name: [f"{folder}/{name}", FAR] for name in COMMANDS}
     elif isinstance(peer, Notqmail):
         jobs |= {name: [f"{peer.installed}/bin/{name}", FAR] for name in COMMANDS}
     elif isinstance(peer, Postfix):

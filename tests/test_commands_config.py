@@ -6,8 +6,10 @@ import io
 import os
 import stat
 import sys
+from collections.abc import Iterator
 
 from qtwist.commands import config, config_fast, install_links, streams
+from qtwist.commands.launchers import Command
 from tests.command_tools import CommandCase
 
 
@@ -134,11 +136,15 @@ class ConfigTests(ConfigFastTests):
 class InstallLinksTests(CommandCase):
     def setUp(self) -> None:
         super().setUp()
-        self.commands = {name: self.write(f"venv/bin/{name}", b"") for name in ("forward", "sendmail")}
-        self.patch(install_links, "installed", lambda: iter(self.commands.items()))
+        self.commands = {name: self.write(f"venv/bin/{name}", b"") for name in ("mailq", "tcprules")}
+        self.patch(install_links, "installed", self.installed)
         self.printed = b""
         self.patch(streams, "write_all", self.take)
         self.patch(sys, "stderr", io.StringIO())
+
+    def installed(self) -> Iterator[Command]:
+        for name, path in self.commands.items():
+            yield Command(name, path, f"qtwist.commands.{name}", "main")
 
     def take(self, fd: int, data: bytes) -> None:
         self.printed += data
@@ -161,36 +167,60 @@ class InstallLinksTests(CommandCase):
         self.assertEqual(self.printed.count(b"kept"), 2)
 
     def test_some(self) -> None:
-        self.assertEqual(self.run_main(self.path("sbin"), "sendmail"), 0)
-        self.assertEqual(os.listdir(self.path("sbin")), ["sendmail"])
-        self.assertEqual(self.run_main(self.path("sbin"), "sendmail", "nothing"), 100)
+        self.assertEqual(self.run_main(self.path("sbin"), "mailq"), 0)
+        self.assertEqual(os.listdir(self.path("sbin")), ["mailq"])
+        self.assertEqual(self.run_main(self.path("sbin"), "mailq", "nothing"), 100)
 
     def test_null_client(self) -> None:
         """qmail-qmqpc in the place of qmail-queue (spec §17.3); a link to the other one is not replaced silently."""
         for name in ("qmail-queue", "qmail-qmqpc"):
             self.commands[name] = self.write(f"venv/bin/{name}", b"")
-        self.assertEqual(self.run_main("--null-client", self.path("bin")), 0)
-        self.assertEqual(os.readlink(self.path("bin/qmail-queue")), self.commands["qmail-qmqpc"])
-        self.assertEqual(os.readlink(self.path("bin/sendmail")), self.commands["sendmail"])
-        self.assertEqual(self.run_main(self.path("bin")), 100)
-        self.assertEqual(self.run_main("--force", self.path("bin")), 0)
-        self.assertEqual(os.readlink(self.path("bin/qmail-queue")), self.commands["qmail-queue"])
+        for options in (), ("--links",):
+            queue = self.path("bin/qmail-queue")
+            self.assertEqual(self.run_main("--null-client", *options, self.path("bin")), 0)
+            self.assertEqual(os.path.islink(queue), bool(options))
+            self.assertIn(self.commands["qmail-qmqpc"].encode(), self.names(queue))
+            self.assertEqual(os.readlink(self.path("bin/mailq")), self.commands["mailq"])
+            self.assertEqual(self.run_main(*options, self.path("bin")), 100)
+            self.assertEqual(self.run_main("--force", *options, self.path("bin")), 0)
+            self.assertEqual(os.path.islink(queue), bool(options))
+            self.assertIn(self.commands["qmail-queue"].encode(), self.names(queue))
+            self.assertEqual(sorted(os.listdir(self.path("bin"))), sorted(self.commands))
+            os.unlink(queue)
+
+    @staticmethod
+    def names(path: str) -> bytes:
+        """What a link or a script refers to."""
+        if os.path.islink(path):
+            return os.readlink(os.fsencode(path))
+        with open(path, "rb") as file:
+            return file.read()
+
+    def test_scripts(self) -> None:
+        """Commands that run once per message are no links; all is as asked for when it is asked for again."""
+        self.commands["forward"] = self.write("venv/bin/forward", b"")
+        self.assertEqual(self.run_main(self.path("bin")), 0)
+        self.assertTrue(self.read("bin/forward").startswith(b"#!" + sys.executable.encode()))
+        self.assertEqual(self.run_main(self.path("bin")), 0)
+        self.assertEqual(self.printed.count(b"kept"), 3)
+        self.assertEqual(self.run_main("--links", self.path("bin")), 0)
+        self.assertEqual(os.readlink(self.path("bin/forward")), self.commands["forward"])
 
     def test_in_the_way(self) -> None:
         """What is there stays, and the rest is done; --force keeps files, but not links."""
-        self.write("bin/sendmail", b"another")
-        os.symlink("/nowhere", self.path("bin/forward"))
+        self.write("bin/mailq", b"another")
+        os.symlink("/nowhere", self.path("bin/tcprules"))
         self.assertEqual(self.run_main(self.path("bin")), 100)
-        self.assertEqual((self.read("bin/sendmail"), os.readlink(self.path("bin/forward"))), (b"another", "/nowhere"))
+        self.assertEqual((self.read("bin/mailq"), os.readlink(self.path("bin/tcprules"))), (b"another", "/nowhere"))
         self.assertEqual(self.run_main("--force", self.path("bin")), 0)
-        self.assertEqual(self.read("bin/sendmail.before-qtwist"), b"another")
-        self.assertEqual(os.readlink(self.path("bin/sendmail")), self.commands["sendmail"])
-        self.assertEqual(sorted(os.listdir(self.path("bin"))), ["forward", "sendmail", "sendmail.before-qtwist"])
+        self.assertEqual(self.read("bin/mailq.before-qtwist"), b"another")
+        self.assertEqual(os.readlink(self.path("bin/mailq")), self.commands["mailq"])
+        self.assertEqual(sorted(os.listdir(self.path("bin"))), ["mailq", "mailq.before-qtwist", "tcprules"])
 
     def test_own_directory(self) -> None:
         """The commands are never replaced by links to themselves."""
         self.assertEqual(self.run_main("--force", self.path("venv/bin")), 0)
-        self.assertFalse(os.path.islink(self.commands["sendmail"]))
+        self.assertFalse(os.path.islink(self.commands["mailq"]))
 
     def test_wrong_use(self) -> None:
         self.assertEqual(self.run_main(), 100)
@@ -202,7 +232,7 @@ class InstallLinksTests(CommandCase):
 class InstalledTests(CommandCase):
     def test_record(self) -> None:
         """What is installed here is found: it is how `make` puts the package into its environment."""
-        found = dict(install_links.installed())
+        found = {command.name: command.script for command in install_links.installed()}
         if not found:
             self.skipTest("the package is not installed, only on the path")
         self.assertIn("qtwist", found)

@@ -322,26 +322,24 @@ class _Lock:
 
 
 def make_links(plan: Plan, work: Work) -> None:
-    """Links to the commands, and to sendmail alone where the system has its own (*Life with qmail* 2.8.3)."""
+    """The commands in a directory, and sendmail alone where the system has its own (*Life with qmail* 2.8.3)."""
     wanted = [(plan.links, None, False)] if plan.links else []
     wanted += [(folder, "sendmail", True) for folder in plan.sendmail]  # type: ignore[misc]
-    present = dict(install_links.installed()) if wanted else {}
+    present = {command.name: command for command in install_links.installed()} if wanted else {}
     if wanted and "sendmail" not in present:
         raise Refusal("the commands of this installation are not to be found; install the package first")
     for folder, only, force in wanted:
         if not os.path.isdir(folder):
             work.do(f"made {folder}", lambda folder=folder: os.makedirs(folder))  # type: ignore[misc]
         for name in [only] if only else sorted(present):
-            path = os.path.join(folder, name)
-            if os.path.realpath(path) == os.path.realpath(present[name]):
-                work.found(path)
-            elif os.path.lexists(path) and not force:
-                work.found(f"{path}, which is something else: `qtwist install-links --force {folder}` replaces it")
+            place = install_links.Place(os.path.join(folder, name), present[name])
+            if place.is_filled():
+                work.found(place.path)
+            elif force or place.is_ours():
+                work.do(f"put {place.path} in its place", lambda place=place: place.fill(True))  # type: ignore[misc]
             else:
-                action = install_links.link
-                work.do(
-                    f"linked {path}",
-                    lambda action=action, name=name, path=path: action(present[name], path, True),  # type: ignore[misc]
+                work.found(
+                    f"{place.path}, which is something else: `qtwist install-links --force {folder}` replaces it"
                 )
 
 
@@ -423,7 +421,7 @@ def parser() -> Parser:
     made.add_argument(
         "--postmaster", metavar="USER", help="who gets the mail of postmaster, mailer-daemon and root [alias/Maildir/]"
     )
-    made.add_argument("--links", metavar="DIR", help="make links to all commands in DIR, such as HOME/bin")
+    made.add_argument("--links", metavar="DIR", help="put all commands into DIR, such as HOME/bin")
     made.add_argument(
         "--sendmail",
         action="append",

@@ -160,6 +160,31 @@ class InstallTests(InstallCase):
         self.assertIn(f"found {systemd}/qtwist.service\n", again)
         self.assertIn(f"found {service}/qtwist\n", again)
 
+    def test_sendmail(self) -> None:
+        """The script in place of the system's sendmail; an ordinary user calls it, with nothing of ours in the
+        environment but the home."""
+        self.install()
+        path = os.path.join(self.directory, "sendmail")
+        code = (
+            "import sys; from qtwist.commands import install_links, launchers; "
+            "command = launchers.Command('sendmail', '/nowhere/sendmail', 'qtwist.commands.sendmail', 'main'); "
+            "install_links.Place(sys.argv[1], command).fill(False)"
+        )
+        made = [self.runtime.python, "-c", code, path]
+        subprocess.run(made, check=True, cwd=self.directory, env=self.environment(), timeout=PATIENCE)
+        daemon = self.start()
+        user = self.runtime.account
+        subprocess.run(
+            [path, "-t"],
+            input=f"To: postmaster@{ME}\nSubject: by sendmail\n\nx\n".encode(),
+            check=True,
+            env={"QTWISTHOME": self.home},
+            timeout=PATIENCE,
+            **user.identity(),
+        )
+        daemon.log.wait("delivery 1: success")
+        self.assertEqual(len(os.listdir(os.path.join(self.home, "alias", "Maildir", "new"))), 1)
+
     def test_link_in_alias(self) -> None:
         """alias may not have root write elsewhere."""
         self.install()
