@@ -43,6 +43,40 @@ class LauncherTests(CommandCase):
         self.assertEqual((code, output), (100, ""))
         self.assertTrue(errors.startswith("sendmail: "), errors)
 
+    def test_output_that_cannot_be_written(self) -> None:
+        """It is told, as by Python itself, and is no success."""
+        script = (
+            "import sys; from qtwist.commands.base import run_and_leave; "
+            "run_and_leave(lambda: sys.stdout.write('x') and 0)"
+        )
+        reader, writer = os.pipe()
+        os.close(reader)
+        self.addCleanup(os.close, writer)
+        done = subprocess.run(
+            [sys.executable, "-c", script], check=False, stdout=writer, stderr=subprocess.PIPE, env={}, timeout=60
+        )
+        self.assertEqual(done.returncode, 120)
+        self.assertIn(b"BrokenPipeError", done.stderr)
+
+    def test_the_end(self) -> None:
+        """All that was written is there; codes are those of main, or of SystemExit; threads are waited for."""
+        for body, code, output, errors in (
+            ("sys.stdout.write('x'); return 3", 3, "x", ""),
+            ("sys.stdout.write('x'); sys.stderr.write('y'); raise SystemExit(111)", 111, "x", "y"),
+            ("raise SystemExit('why')", 1, "", "why\n"),
+            ("raise SystemExit", 0, "", ""),
+            ("sys.stdout = None; sys.stderr = None; return 4", 4, "", ""),
+            ("import atexit, threading; atexit.register(print, 'end'); return 5", 5, "end\n", ""),
+        ):
+            script = (
+                f"import sys\ndef main():\n    {body}\n"
+                "from qtwist.commands.base import run_and_leave\nrun_and_leave(main)"
+            )
+            done = subprocess.run(
+                [sys.executable, "-c", script], check=False, capture_output=True, text=True, env={}, timeout=60
+            )
+            self.assertEqual((done.returncode, done.stdout, done.stderr), (code, output, errors), body)
+
     def test_by_another_name(self) -> None:
         """A link is told by which name it was called, as with pip's scripts."""
         Place(self.place, self.command).fill(False)

@@ -3,7 +3,7 @@
 A script of pip's takes the interpreter through ``site``: each .pth file of site-packages, $PYTHONPATH, the user's own
 packages. With ``-I -S`` none of it happens, and nothing in the caller's environment or working directory is imported.
 What the package needs is named in the script instead, as it was when the script was made; when it is gone, pip's script
-is run.
+is run. At the end the interpreter is not taken apart (:func:`qtwist.commands.base.run_and_leave`).
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ import sys
 sys.path += {folders!r}
 try:
     from {module} import {function}
+    from qtwist.commands.base import run_and_leave
 except ImportError:
     import os
 
@@ -57,7 +58,7 @@ except ImportError:
         why = f"{{error.strerror}}; run qtwist install-links again"
         sys.stderr.write(f"{name}: fatal: {script}: {{why}}\\n")
         sys.exit(111)
-sys.exit({function}())
+run_and_leave({function})
 """
 
 

@@ -38,7 +38,7 @@ from qtwist.wire import spawning
 BATCH = 50
 #: Where one delivery follows another, flushes are at least so many seconds apart (the first one waits for nobody),
 #: unless so many deliveries wait: what is flushed in between shares nothing, and holds up the flushes of the journal.
-PACE = 0.02
+PACE = 0.012
 ENOUGH = 20
 #: So many seconds at most for those that one other may follow soon: when there are few slots left.
 HURRY = 0.002
