@@ -59,7 +59,7 @@ class ReadablePassword(AuthCase):
         self.assertEqual(done.returncode, 28, done.stdout)
         self.assertIn("535 5.7.8 wrong name or password", done.stdout)
         done = self.swaks("--from", f"tim@{ME}", "--to", FAR)
-        self.assertIn("553", done.stdout)
+        self.assertIn(" 553 ", done.stdout)
         self.assertEqual(daemon.stop(), 0)
         log = "\n".join(daemon.log.lines)
         self.assertNotIn(SECRET, log)
