@@ -117,6 +117,21 @@ class AloneTests(QmailctlCase):
         self.assertEqual(self.machine.signals, [(PID, signal.SIGTERM), (PID, signal.SIGCONT)])
         self.assertEqual(self.run_verb("stop"), 0)
 
+    def test_stop_takes_a_moment(self) -> None:
+        """It is waited for, and success means that it has ended."""
+        self.lock(PID)
+        pauses: list[float] = []
+
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 3:
+                self.lock(None)
+
+        self.patch(self.machine, "kill", lambda pid, number: None)
+        self.patch(supervision.time, "sleep", pause)
+        self.assertEqual((self.run_verb("stop"), self.complaint()), (0, ""))
+        self.assertEqual(len(pauses), 3)
+
     def test_slow_stop(self) -> None:
         """A delivery that takes long is told, not killed."""
         self.lock(PID)

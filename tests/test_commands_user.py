@@ -277,6 +277,15 @@ class RootTests(UserCase):
         self.user("add", NOBODY + "2", "--uid", "12345:12345", stdin=b"x\n", code=111, error=f"mail/{NOBODY}2")
         self.assertEqual(os.stat(self.path("precious")).st_uid, 0)
 
+    def test_directory_of_roots(self) -> None:
+        """An empty one is what a crash left between two steps, and is given away; in another one may be anything."""
+        os.mkdir(self.path(f"mail/{NOBODY}"), 0o700)
+        self.user("add", NOBODY, "--uid", "12345:12345", stdin=b"x\n")
+        self.assertEqual(os.stat(self.path(f"mail/{NOBODY}")).st_uid, 12345)
+        self.write(f"mail/{NOBODY}2/notes", b"keep out\n")
+        self.user("add", NOBODY + "2", "--uid", "12345:12345", stdin=b"x\n", code=100, error="belongs to user id 0")
+        self.assertEqual(os.stat(self.path(f"mail/{NOBODY}2")).st_uid, 0)
+
     def test_directory_of_somebody_else(self) -> None:
         os.mkdir(self.path(f"mail/{NOBODY}"))
         os.chown(self.path(f"mail/{NOBODY}"), 1111, 1111)

@@ -227,6 +227,10 @@ class Messages(SynchronousTestCase):
         decoded = decode_reply(reply.toStr(), QUESTION, 7)
         assert decoded is not None
         self.assertEqual(decoded.rcode, message.BADVERS)
+        reply.additional[0].type = dns.TXT  # no other record's time to live has a say in it
+        decoded = decode_reply(reply.toStr(), QUESTION, 7)
+        assert decoded is not None
+        self.assertEqual(decoded.rcode, 0)
 
     def test_ttls(self) -> None:
         """RFC 2308 §5: the smaller of the SOA's TTL and its minimum; RFC 2181 §8: no negative TTLs."""

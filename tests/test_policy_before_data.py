@@ -68,6 +68,7 @@ class PatternLists(SynchronousTestCase):
             (b"joe@x.bad.test", b"@.bad.test"),
             (b"joe@a.good.spam.test", None),
             (b"p1.spam.test", b".spam.test"),
+            (b".spam.test", b".spam.test"),
         ):
             self.assertEqual(patterns.find(text), line, text)
 
@@ -163,7 +164,7 @@ class ListsAtWork(PolicyCase):
             ("0", {b"x": 250}),
             ("1", {b"x": 550, b"gone.test": 250, b"[192.0.2.9]": 250, b"[nonsense]": 550, b"a_b.test": 250,
                    b"[192.0.2.99": 550, b"-.test": 550, b"[IPv6:2001:db8::1]": 250, b"192.0.2.9": 250,
-                   b"a..test": 550}),
+                   b"a..test": 550, b"a" * 63 + b".test": 250, b"a" * 64 + b".test": 550}),
             ("2", {b"here.test": 250, b"mail.test": 250, b"gone.test": 550, b"slow.test": 451}),
         ):  # fmt: skip
             self.put("helocheck", level)

@@ -88,6 +88,31 @@ class Liars(SynchronousTestCase):
         finally:
             owner.join()
 
+    def test_no_regular_file(self) -> None:
+        """A pipe in the place of a message: who reads from it could wait for ever."""
+        ours, theirs = pair(self)
+
+        def lie() -> None:
+            receive(theirs, 1000, 1)
+            fd = os.memfd_create("list")
+            os.write(fd, array("q", [7]).tobytes() + b"uid")
+            socket.send_fds(theirs, [b"K\0\0\0\1"], [fd])
+            receive(theirs, 1000, 1)
+            ends = os.pipe()
+            socket.send_fds(theirs, [b"K\0\0\0\0"], [ends[0]])
+            for end in (fd, *ends):
+                os.close(end)
+
+        before = len(os.listdir("/proc/self/fd"))
+        owner = threading.Thread(target=lie)
+        owner.start()
+        try:
+            error = self.assertRaises(OSError, MailboxSession(ours).open, 0)
+        finally:
+            owner.join()
+        self.assertEqual(error.strerror, "no message")
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
     def test_honest(self) -> None:
         self.assertEqual(self.small(b"K\0\0\0\2", array("q", [2, 0]).tobytes() + b"ab"), [b"ab", b""])
 

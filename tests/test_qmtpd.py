@@ -370,6 +370,9 @@ class PolicyTests(WithFactory):
         self.assertEqual(client.say(data * 2), encode(b"Dgo away (#5.7.1)") * 2)
         self.assertEqual(self.queue.messages, [])
         self.assertTrue(client.transport.half_closed)
+        silent = self.client(No())
+        self.clock.advance(REFUSED_SECONDS)
+        self.assertTrue(silent.transport.half_closed)
 
     def test_421_ends_the_connection(self) -> None:
         class Enough(Policy):

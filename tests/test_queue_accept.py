@@ -236,6 +236,9 @@ class FailingDiskTests(AcceptCase):
         # Every state is one of §5.3.
         for number in todo | {int(name.split("/")[1]) for name in files if name.startswith("intd/")}:
             self.assertIn(layout.name("mess", number), files)
+        # Nothing of what was refused takes room, unless it could not be taken away.
+        if not trouble.lasting and trouble.struck != "unlink":
+            self.assertEqual({int(name.split("/")[-1]) for name in files}, accepted, trouble.struck)
 
     def test_one_message(self) -> None:
         codes = self.run_through(1, False, lambda acceptor: [submission()])

@@ -86,6 +86,13 @@ class LargeCase(TestCase):
         """Those of the files in the journal's directory."""
         return {os.path.getsize(f"{self.directory}/{name}") for name in os.listdir(self.directory)}
 
+    def size(self, name: str) -> int:
+        """That of one of them, 0 when it has just gone."""
+        try:
+            return os.path.getsize(f"{self.directory}/{name}")
+        except FileNotFoundError:
+            return 0
+
     async def gone(self, number: int) -> None:
         while os.path.exists(f"{self.directory}/{number}"):
             await task.deferLater(reactor, 0.01)
@@ -126,6 +133,15 @@ class InFileTests(LargeCase):
         await queue.finish(accepted.number)
         await self.gone(accepted.number)
         self.assertEqual([name for name in order if name in ("sync_data", "unlink")], ["sync_data", "unlink"])
+
+    async def test_room_of_what_has_ended(self) -> None:
+        """Small messages are in the journal itself, which grows with what is alive, not with what has been."""
+        queue = self.start()
+        for _ in range(30):
+            accepted = await self.accept(queue, BLOCK)
+            await queue.preprocess([accepted.number], lambda address: ("local", address))
+            await queue.finish(accepted.number)
+        self.assertLessEqual(sum(self.size(name) for name in os.listdir(self.directory)), 4 * SEGMENT)
 
     async def test_descriptors(self) -> None:
         """None stays open: not of messages that have ended, nor of those that were given up."""

@@ -275,6 +275,8 @@ class Mail(TLSCase):
         letter, text = await self.send(record(pem), pem=pem)
         self.assertEqual(letter, b"K")
         self.assertIn(b"certificate verified by DANE.", text)
+        self.spawner._figures.tell()
+        self.assertIn("(tlsa): 1 sessions good", self.logged.lines[-1])
         # What TLSA records vouch for is not demanded of the domain when it has none any more.
         self.assertFalse(os.path.exists(f"{self.home}/queue/lock/tlsseen"))
 

@@ -330,6 +330,8 @@ class Mail(TLSCase):
         self.assertEqual(letter, b"K", text)
         self.assertIn(b"127.0.0.2 accepted", text)
         self.assertIn(b"certificate verified", text)
+        self.spawner._figures.tell()
+        self.assertIn("(sts): 1 sessions good", self.logged.lines[-1])
         self.write("control/tlsmemory", b"0\n")
         for pem, ehlo, why in (
             (good, PLAIN, b"STARTTLS is not offered"),

@@ -8,6 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.testing import StringTransport
 
+from qtwist.control import ControlError
 from qtwist.mail.envelope import Report
 from qtwist.mail.holds import DESTINATION, SENDER, Hold, Holds
 from qtwist.send import desk
@@ -264,6 +265,29 @@ class HoldTests(SteeringCase):
         self.go()
         self.assertEqual(len(self.remote.seen), 2)
 
+    def test_hold_of_the_last_recipient(self) -> None:
+        """A hold that comes when all is under way keeps nothing back: the message ends with its deliveries."""
+        self.start()
+        number = self.queue.send(b"ann@x.test", b"a@far.test")
+        self.go()
+        self.hold(Hold.of_message(number, self.queue.infos[number].birth))
+        self.remote.open[0][1].callback(Report.success())
+        self.go()
+        self.assertNotIn(number, self.queue.messages)
+
+    def test_released_once(self) -> None:
+        """What is free again is tried at once, and then as often as anything else, however often holds change."""
+        self.held = [Hold.make(DESTINATION, b"far.test")]
+        self.remote.answers[b"a@far.test"] = LATER
+        self.start()
+        self.queue.send(b"ann@x.test", b"a@far.test")
+        self.go()
+        self.assertEqual(len(self.remote.seen), 0)
+        for held in ((), (Hold.make(DESTINATION, b"near.test"),), ()):
+            self.hold(*held)
+            self.go()
+            self.assertEqual(len(self.remote.seen), 1)
+
     def test_signals_while_it_stops(self) -> None:
         """What is held, released or made due while due times are being recorded changes nothing of the stop."""
         self.concurrency = {"local": 1, "remote": 1}
@@ -426,6 +450,20 @@ class DeskTests(SteeringCase):
         self.assertEqual(self.asked(op="holds"), {})
         # Nothing that they say is looked at, nor what servers may do.
         self.assertIn("only root", self.ask(b'39:{"op": "flush", "domain": "far.test"}  ,', uid=8)["error"])
+
+    def test_wrong_holds(self) -> None:
+        """Who asks for it hears what is wrong with control/holds; what was held stays held."""
+        self.start()
+        self.hold(Hold.make(SENDER, b"ann@x.test"))
+
+        def wrong() -> Holds:
+            raise ControlError("control/holds", 3, "'x'", "a hold")
+
+        self.manager.keeper._read = wrong
+        self.assertIn("control/holds, line 3", self.asked(op="holds")["error"])
+        self.queue.send(b"ann@x.test", b"a@far.test")
+        self.go()
+        self.assertEqual(self.remote.seen, [])
 
     def test_nonsense(self) -> None:
         self.start()

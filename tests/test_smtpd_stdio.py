@@ -164,7 +164,7 @@ class SessionTests(SynchronousTestCase):
         self.assertTrue(message.startswith(b"Received: from cli.test (10.0.0.9)\n  by mx.local with SMTP; "), message)
         self.assertIn("\r\n552 ", self.serve(text.format("12345"))[1])
         self.environ.update(RELAYCLIENT="@gw", DATABYTES="6x")
-        _, said = self.serve(text.format("1234"))
+        _, said = self.serve(text.format("12345"))
         self.assertNotIn("\r\n552 ", said)
         self.assertEqual(self.queued[1][2], [b"a@there.test@gw", b"a@here.test@gw"])
 

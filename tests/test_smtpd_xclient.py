@@ -181,6 +181,7 @@ class Fronts(XClientCase):
         session.user = b"front"
         session.tls = TLSInfo("TLSv1.3", "x", client=ClientCertificate("CN=front", (b"front@mx.test",), "00"))
         client.say(JOE)
+        self.assertIsNone(session.user)  # logged out
         session = client.protocol.session
         self.assertIsNone(session.user)
         assert session.tls is not None

@@ -130,6 +130,13 @@ class Authorization(Case):
         self.assertEqual(self.client(b"PASS  two  words "), b"+OK \r\n")
         self.assertEqual(self.mailbox.logins, [Login(b"joe", b" two  words ", None, "USER")])
 
+    def test_longest_password(self) -> None:
+        self.mailbox.password = b"x" * 1024
+        self.client(b"USER joe")
+        self.assertEqual(self.client(b"PASS " + b"x" * 1025), b"-ERR a password of at most 1024 octets is needed\r\n")
+        self.client(b"USER joe")
+        self.assertEqual(self.client(b"PASS " + b"x" * 1024), b"+OK \r\n")
+
     def test_wrong(self) -> None:
         """A failure needs USER again, and says no more than that (RFC 3206 §5)."""
         self.transcript("""

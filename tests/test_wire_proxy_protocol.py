@@ -42,6 +42,7 @@ class Headers(SynchronousTestCase):
             (SIGNATURE + b"\x21\0\0\x03abc", None),
             (SIGNATURE + b"\x21\x31\0\xd8" + bytes(216), None),
             (with_more(JOE_V2, b"\x04\0\0" + b"\x20\0\x05hello" + b"\x01\0\x02h2"), JOE),
+            (with_more(JOE_V2, b"\x05\1\2" + bytes(258) + b"\x01\0\x02h2"), JOE),
         ):
             with self.subTest(header=header):
                 if who is ProxyError:
@@ -85,7 +86,9 @@ class Headers(SynchronousTestCase):
             SIGNATURE + b"\x21\x21\0\x0c" + bytes(12),
             SIGNATURE + b"\x21\x11\xff\xff",
             with_more(JOE_V2, b"\x04"),
+            with_more(JOE_V2, b"\x04\0"),
             with_more(JOE_V2, b"\x04\0\x05abc"),
+            with_more(JOE_V2, b"\x05\1\2" + bytes(257)),
         ):
             with self.subTest(data=data):
                 self.assertRaises(ProxyError, parse, data)

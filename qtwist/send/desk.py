@@ -93,7 +93,7 @@ class DeskProtocol(Protocol):
 
     def _failed(self, failure: Failure) -> None:
         error = failure.value
-        if isinstance(error, KeyError | TypeError | ValueError) and not isinstance(error, ControlError):
+        if isinstance(error, KeyError | TypeError | ValueError):
             self._answer({"error": "this is no request"})
         elif isinstance(error, SteeringError | ControlError):
             self._answer({"error": str(error)})

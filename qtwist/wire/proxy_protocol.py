@@ -122,6 +122,6 @@ def _check_tlv(data: bytes) -> None:
     at = 0
     while at < len(data):
         length = int.from_bytes(data[at + 1 : at + 3], "big")
-        if len(data) < at + 3 or len(data) < at + 3 + length:
+        if len(data) < at + 3 + length:
             raise ProxyError("what follows the addresses is cut off")
         at += 3 + length
