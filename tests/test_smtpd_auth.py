@@ -92,6 +92,13 @@ class Logins(AuthCase):
         self.home.store.delete(b"tim")
         self.assertFalse(offers())
 
+    def test_offered_where_it_is_encrypted(self) -> None:
+        """Wherever the client is, and though control/plaintextauth says nothing."""
+        client = self.client(host="192.0.2.1")
+        client.protocol._engine.secured = True  # as after a handshake, which a transport in memory lacks
+        self.assertEqual(client.say(b"EHLO client")[-1], b"250 AUTH PLAIN LOGIN")
+        self.assertEqual(client.codes(b"AUTH PLAIN " + TIM), [235])
+
     def test_what_the_store_has(self) -> None:
         """A mechanism is offered when it works for everybody."""
 
