@@ -71,6 +71,15 @@ class CountingDisk(WatchedDisk):
         super().__init__(lambda name: self.counts.update([name]))
 
 
+def open_files(directory: str) -> list[str]:
+    """What the descriptors of this process are open on below `directory`."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [target for target in found if target.startswith(os.path.realpath(directory) + "/")]
+
+
 def descriptors() -> set[str]:
     """The descriptors that this process has open, with what they are of.
 

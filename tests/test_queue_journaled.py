@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.trial.unittest import TestCase
 
-from qtwist.files.disk import RealDisk
+from qtwist.files.disk import Disk, RealDisk
 from qtwist.interfaces import Accepted
 from qtwist.mail.asked import Asked
 from qtwist.mail.envelope import Envelope, Origin
@@ -15,7 +18,7 @@ from qtwist.queue import settling
 from qtwist.queue.accept import Acceptor, Submission
 from qtwist.queue.journaled import JournaledQueue
 from qtwist.queue.trigger import pull_trigger
-from tests.queue_tools import make_queue
+from tests.queue_tools import WatchedDisk, make_queue, open_files
 
 JOE = Envelope(b"a@b", (b"joe@x",))
 
@@ -26,8 +29,8 @@ class JournaledCase(TestCase):
     def setUp(self) -> None:
         self.layout = make_queue(self)  # type: ignore[arg-type]
 
-    def start(self) -> JournaledQueue:
-        queue = JournaledQueue(self.layout.directory, RealDisk(), reactor)
+    def start(self, disk: Disk | None = None) -> JournaledQueue:
+        queue = JournaledQueue(self.layout.directory, disk or RealDisk(), reactor)
         queue.start()
         queue.lock()
         return queue
@@ -94,3 +97,27 @@ class AskedTests(JournaledCase):
         queue = self.start()
         self.addCleanup(queue.stop)
         self.assertEqual((await queue.info(accepted.number)).asked, before)
+
+
+class SettlingTests(JournaledCase):
+    async def test_disk_in_trouble(self) -> None:
+        """What cannot be written into the files stays in the journal, and no file of it stays open."""
+        full = False
+
+        def watch(operation: str) -> None:
+            if full and operation == "utime":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        queue = self.start(WatchedDisk(watch))
+        accepted = await queue.begin(Origin.network(1000)).commit(JOE)
+        await queue.preprocess([accepted.number], lambda address: ("remote", address))
+        full = True
+        await queue.stop()
+        left = {
+            os.path.relpath(path, os.path.realpath(self.layout.directory)) for path in open_files(self.layout.directory)
+        }
+        self.assertEqual({name for name in left if name.split("/")[0] in ("mess", "info", "local", "remote")}, set())
+        queue = self.start()
+        self.addCleanup(queue.stop)
+        [record], _ = await queue.recipients(accepted.number, "remote", 0, 10)
+        self.assertEqual((record.address, record.done), (b"joe@x", False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
@@ -27,7 +26,7 @@ from qtwist.queue.numbers import Numbers
 from qtwist.queue.records import format_envelope
 from qtwist.queue.recovery import journal_directory, recover
 from qtwist.queue.store import Store
-from tests.queue_tools import CountingDisk, WatchedDisk, files_of, make_queue, read
+from tests.queue_tools import CountingDisk, WatchedDisk, files_of, make_queue, open_files, read
 
 JOE = Envelope(b"a@b", (b"joe@x",))
 #: Then a record has 128 KiB at most.
@@ -96,15 +95,6 @@ class LargeCase(TestCase):
     async def gone(self, number: int) -> None:
         while os.path.exists(f"{self.directory}/{number}"):
             await task.deferLater(reactor, 0.01)
-
-
-def open_files(directory: str) -> list[str]:
-    """What the descriptors of this process are open on below `directory`."""
-    found = []
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            found.append(os.readlink(f"/proc/self/fd/{fd}"))
-    return [target for target in found if target.startswith(os.path.realpath(directory) + "/")]
 
 
 class InFileTests(LargeCase):
