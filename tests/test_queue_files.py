@@ -247,6 +247,22 @@ class FailingDiskTests(QueueCase):
                 break
         self.assertEqual(codes, {53, 63, 64, 65, 66})
 
+    async def test_waiting_writer(self) -> None:
+        """Who waits for a disk that fails goes on, and hears of it at the commit."""
+        fails = threading.Event()
+
+        def watch(name: str) -> None:
+            if name == "write":
+                fails.wait(30)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        message = self.start(WatchedDisk(watch)).begin(Origin.network(1000))
+        while (ready := message.write(b"x" * 65536)) is None:
+            pass
+        fails.set()
+        await ready
+        self.assertEqual((await self.refused(message.commit(JOE))).code, 53)
+
     async def test_error_is_kept_until_commit(self) -> None:
         trouble = Trouble(1 << 62)
         queue = self.start(WatchedDisk(trouble))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from qtwist.files.disk import RealDisk
+from qtwist.files.disk import Path, RealDisk
 from qtwist.mail.envelope import Envelope
 from qtwist.queue import journal as records
 from qtwist.queue.journal import FIRST_SIZE, KEPT, Entry, Journal, Record, Use, pack, pack_first, replay, unpack
@@ -470,6 +470,27 @@ class RecoveryTests(SynchronousTestCase):
             return recover(disk, self.layout, journal, Numbers(disk, self.layout, self.directory))
         finally:
             journal.close()
+
+    def test_directory_lasts(self) -> None:
+        """journal/ is in its directory for good before anything is in it; also when whoever made it was killed before
+        that."""
+        for there_already in (False, True):
+            layout = make_queue(self, split=3)
+            directory = journal_directory(layout)
+            if there_already:
+                os.mkdir(directory)
+            synced: list[Path] = []
+
+            class Watched(RealDisk):
+                def fsync_directory(disk, path: Path, synced: list[Path] = synced) -> None:
+                    super().fsync_directory(path)
+                    synced.append(path)
+
+            disk = Watched()
+            journal = Journal(disk, directory, SMALL * 4)
+            self.addCleanup(journal.close)
+            recover(disk, layout, journal, Numbers(disk, layout, directory))
+            self.assertIn(layout.directory, synced)
 
     def check(self) -> None:
         """Everything is in files as §5.2 and §5.3 have them: S3 for what was not preprocessed, else S4."""

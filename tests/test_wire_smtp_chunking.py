@@ -277,6 +277,13 @@ class Chunks(SynchronousTestCase):
             self.assertNotIn(b"BINARYMIME", output)
             self.assertIn(b"\r\n501 5.5.4 ", output)
 
+    def test_body_of_no_kind(self) -> None:
+        engine = SMTPServer(b"mx.test")
+        engine.offer_chunking = True
+        engine.receive(b"EHLO c\r\nMAIL FROM:<a@b> BODY=9BIT\r\n")
+        drive(engine)
+        self.assertIn(b"\r\n501 5.5.4 BODY is none that EHLO has announced\r\n", engine.data_to_send())
+
     @given(st.lists(st.sampled_from((b"a", b"\r\n", b".", b" ")), min_size=1).map(b"".join))
     def test_as_by_data(self, message: bytes) -> None:
         """What is stored is the same by either way."""

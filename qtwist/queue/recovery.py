@@ -37,7 +37,8 @@ def recover(disk: Disk, layout: Layout, journal: Journal, numbers: Numbers) -> l
     directory = journal_directory(layout)
     with contextlib.suppress(FileExistsError):
         disk.make_directory(directory, 0o700)
-        disk.fsync_directory(layout.directory)
+    # Though it was there: whoever made it may have been killed before this.
+    disk.fsync_directory(layout.directory)
     try:
         found = journal.read()
         left = list(replay(found, with_gaps=bool(journal.damage)).values())

@@ -42,6 +42,13 @@ JOURNAL = (
         "sim.test_journal.Faults",
     ),
     of(
+        "journal: its directory may be lost",
+        "queue/recovery.py",
+        "    disk.fsync_directory(layout.directory)\n",
+        "",
+        "test_queue_journal",
+    ),
+    of(
         "journal: sums are not looked at",
         "queue/journal.py",
         "zlib.crc32(memoryview(data)[offset + _CHECKSUM : end]) != checksum",
