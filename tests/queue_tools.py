@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.logger import globalLogPublisher
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from qtwist.files.disk import Disk, RealDisk
 from qtwist.queue.layout import Layout, create_queue
@@ -69,6 +69,29 @@ class CountingDisk(WatchedDisk):
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         super().__init__(lambda name: self.counts.update([name]))
+
+
+def note_syncs(case: SynchronousTestCase | TestCase, directory: str) -> list[str]:
+    """What this process syncs from now on, in order, as paths below `directory`; between them, what gets a name."""
+    done: list[str] = []
+    root = os.path.realpath(directory)
+    fsync = os.fsync
+
+    def noting_fsync(fd: int) -> None:
+        done.append(os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), root))
+        fsync(fd)
+
+    def noting(name: str, call: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        def called(source: Any, target: Any) -> None:
+            call(source, target)
+            done.append(f"{name} {os.path.basename(os.fsdecode(target))}")
+
+        return called
+
+    case.patch(os, "fsync", noting_fsync)
+    for name in ("link", "rename", "replace"):
+        case.patch(os, name, noting(name, getattr(os, name)))
+    return done
 
 
 def open_files(directory: str) -> list[str]:

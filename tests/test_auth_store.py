@@ -14,6 +14,7 @@ from qtwist.auth.scram import ScramKeys
 from qtwist.auth.store import CredentialStore, StoreError, changed_text, is_name, parse
 from qtwist.files import replacing
 from tests.auth_tools import MailHome, cheap
+from tests.queue_tools import note_syncs
 
 HASH = cheap(b"secret")
 OTHER = cheap(b"other")
@@ -264,6 +265,13 @@ class ReplacingTests(SynchronousTestCase):
         replacing.replace(path, b"two", 0o600)
         status = os.stat(path)
         self.assertEqual((status.st_uid, status.st_gid, status.st_mode & 0o777), (65534, 65534, 0o644))
+
+    def test_durable(self) -> None:
+        """The contents before the name, and the name before it is said to be done."""
+        path = MailHome(self).join("file")
+        done = note_syncs(self, os.path.dirname(path))
+        replacing.replace(path, b"one", 0o644)
+        self.assertEqual(done, ["file.tmp", "rename file", "."])
 
     def test_lock_belongs_to_the_directory(self) -> None:
         """Root's run does not leave a lock that the owner cannot use."""

@@ -12,10 +12,11 @@ import stat
 import sys
 import time
 
-from qtwist.commands import maildir2mbox
+from qtwist.commands import maildir2mbox, safecat
 from qtwist.commands.maildirwatch import screen
 from qtwist.files.maildir_reading import Entry, clean, scan
 from tests.command_tools import PYTHONPATH, CommandCase
+from tests.queue_tools import note_syncs
 
 WHEN = 1795353565  # Sun Nov 22 13:19:25 2026 UTC
 DATE = b"Sun Nov 22 13:19:25 2026"
@@ -160,6 +161,13 @@ class SafecatTests(MaildirCase):
         self.assertRegex(name, rb"\A\d+\.M\d+P\d+\.[^/:]+\n\Z")
         self.assertEqual(self.left(), ["new/" + name.decode().rstrip()])
         self.assertEqual(self.read("Maildir/new/" + name.decode().rstrip()), contents)
+
+    def test_durable(self) -> None:
+        """As for maildirs (§14.3): contents, name, directory, and only then the answer."""
+        self.patch(safecat, "blocks", lambda fd: iter((b"Subject: x\n", b"\n")))
+        done = note_syncs(self, self.home)
+        name = safecat.store(os.fsencode(self.path("Maildir/tmp")), os.fsencode(self.path("Maildir/new"))).decode()
+        self.assertEqual(done, [f"Maildir/tmp/{name}", f"link {name}", "Maildir/new"])
 
     def test_trouble(self) -> None:
         """related §12.1: 111, and nothing is left behind."""

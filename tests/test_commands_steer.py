@@ -23,9 +23,11 @@ from qtwist.files.disk import RealDisk
 from qtwist.home import Home
 from qtwist.interfaces import Delivery, ISpawner
 from qtwist.mail.envelope import Report
+from qtwist.mail.holds import SENDER, Hold
 from qtwist.queue.layout import Layout, create_queue
 from qtwist.queue.store import Store
-from tests.queue_tools import files_of, put_message, read
+from qtwist.steering.at_hand import QueueAtHand
+from tests.queue_tools import files_of, note_syncs, put_message, read
 
 REMOTE = b"Ta@far.test\0Db@far.test\0Tc@near.test\0"
 
@@ -73,6 +75,16 @@ class SteerCase:
 
     def listed(self, *words: str) -> list[int]:
         return [json.loads(line)["id"] for line in self.done("list", "--json", *words).splitlines()]
+
+
+class HoldsFileTests(SteerCase, SynchronousTestCase):
+    def test_durable(self) -> None:
+        """control/holds is the old one or the new one, whatever happens."""
+        queue = QueueAtHand(self.path, lambda: Home(self.path).rewriter())
+        done = note_syncs(self, self.path)
+        queue.change_holds(lambda holds: [Hold.make(SENDER, b"ann@x.test")])
+        self.assertEqual(done, ["control/holds.new", "replace holds", "control"])
+        self.assertEqual([hold.kind for hold in queue.holds().entries], [SENDER])
 
 
 class LookingTests(SteerCase, SynchronousTestCase):

@@ -16,6 +16,7 @@ from qtwist.files.assign import find_assignment
 from qtwist.files.cdb import CDB
 from tests.auth_tools import IMPORTED
 from tests.command_tools import PATIENCE, PYTHONPATH, CommandCase
+from tests.queue_tools import note_syncs
 from tests.unprivileged import ORDINARY
 
 #: A name that is no account of any system that these tests run on.
@@ -369,7 +370,11 @@ class PeopleTests(UserCase):
         done: list[tuple[str, str]] = []
         people = People(self.home, lambda what, name: done.append((what, name)))
         person = people.person(people.name("joe"), None, (self.uid, self.uid))
+        synced = note_syncs(self, self.home)
         people.add(person)
+        # What root does with the rights of the owner is done by a process of its own.
+        owners = {"mail/joe/.qmail", "mail/joe/Maildir"} if os.geteuid() != 0 else set()
+        self.assertTrue({"mail", "mail/joe", "users", *owners} <= set(synced), synced)
         self.assertEqual(people.known(b"joe"), person.owner)
         self.assertIn(("wrote", self.path("users/assign")), done)
         self.assertRaises(Refusal, people.name, "a b")

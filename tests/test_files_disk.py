@@ -100,6 +100,18 @@ class RealDiskTests(SynchronousTestCase):
         self.assertRaises(FileNotFoundError, self.disk.fsync_directory, self.directory + "/none")
         self.assertRaises(NotADirectoryError, self.disk.fsync_directory, self.path)
 
+    def test_syncs_reach_the_system(self) -> None:
+        """fdatasync is enough for a file whose size stays."""
+        calls: list[tuple[str, str]] = []
+        for name in ("fsync", "fdatasync"):
+            self.patch(os, name, lambda fd, name=name: calls.append((name, os.readlink(f"/proc/self/fd/{fd}"))))
+        fd = self.create()
+        self.disk.fsync(fd)
+        self.disk.sync_data(fd)
+        self.disk.fsync_directory(self.directory)
+        file, directory = os.path.realpath(self.path), os.path.realpath(self.directory)
+        self.assertEqual(calls, [("fsync", file), ("fdatasync", file), ("fsync", directory)])
+
     def test_sync_of_the_file_system(self) -> None:
         if not self.disk.can_sync_filesystem:
             self.skipTest("syncfs does not tell of errors here (Linux 5.8 does)")

@@ -169,6 +169,17 @@ class SyncTests(AcceptCase):
         disk = self.counted(1)
         self.assertEqual((disk.counts["fsync"], disk.counts["sync_filesystem"]), (4, 0))
 
+    def test_what_was_spilled(self) -> None:
+        """A large message is synced by itself, so that others do not wait for it."""
+        disk = CountingDisk()
+        acceptor = self.acceptor(disk)
+        mess = acceptor.create(Origin.user(5), NOON)
+        acceptor.append(mess, b"Subject: x\n\n")
+        disk.counts.clear()
+        acceptor.flush(mess)
+        self.assertEqual(disk.counts["fsync"], 1)
+        acceptor.discard(mess)
+
     def test_a_batch_shares_its_flushes(self) -> None:
         """However many messages: one flush for all files, one for todo/."""
         for messages in (2, 40):

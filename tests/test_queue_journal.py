@@ -287,6 +287,17 @@ class JournalTests(JournalCase):
             self.assertEqual(other.read(), [record for batch in batches for record in batch])
             other.close()
 
+    def test_what_is_read_lasts(self) -> None:
+        """A process that was killed has not flushed all that it wrote; what is acted upon must not go after that."""
+        journal, _ = self.opened()
+        journal.write([Record(records.END, 1)], sync=False)
+        journal.close()
+        calls: list[str] = []
+        again = Journal(WatchedDisk(calls.append), self.directory, SMALL)
+        self.addCleanup(again.close)
+        self.assertEqual(again.read(), [Record(records.END, 1)])
+        self.assertIn("sync_data", calls[calls.index("pread") :])
+
     def test_flushes(self) -> None:
         """One flush for a batch; none for what need not be durable yet."""
         calls: list[str] = []

@@ -20,7 +20,7 @@ from qtwist.queue.accept import BAD_ENVELOPE, WRITE_ERROR
 from qtwist.queue.incoming_entry import IncomingEntry
 from qtwist.queue.journal import KEPT, Entry, Journal, Record, replay
 from qtwist.queue.journaled import JournaledQueue
-from qtwist.queue.large import LargeMessage, publish
+from qtwist.queue.large import LargeMessage, copy, publish
 from qtwist.queue.layout import Layout
 from qtwist.queue.numbers import Numbers
 from qtwist.queue.records import format_envelope
@@ -95,6 +95,20 @@ class LargeCase(TestCase):
     async def gone(self, number: int) -> None:
         while os.path.exists(f"{self.directory}/{number}"):
             await task.deferLater(reactor, 0.01)
+
+
+class CopyTests(SynchronousTestCase):
+    def test_durable(self) -> None:
+        """In a copy of a queue a message moves to another file, and is there before the journal counts on it."""
+        directory = self.mktemp()
+        os.mkdir(directory)
+        for name, contents in (("1", TEXT), ("2", b"x" * len(TEXT) * 2)):
+            with open(f"{directory}/{name}", "wb") as file:
+                file.write(contents)
+        calls: list[str] = []
+        copy(WatchedDisk(calls.append), directory, 1, 2)
+        self.assertEqual(read(f"{directory}/2"), TEXT)
+        self.assertEqual([name for name in calls if name in ("write", "fsync")][-2:], ["write", "fsync"])
 
 
 class InFileTests(LargeCase):

@@ -48,6 +48,7 @@ class CreateTests(SynchronousTestCase):
         disk = CountingDisk()
         create_queue(os.path.abspath(self.mktemp()) + "q", disk)
         self.assertEqual(disk.counts["fsync_directory"], disk.counts["make_directory"] + 1)
+        self.assertEqual(disk.counts["fsync"], disk.counts["fsync_directory"] + disk.counts["create_exclusive"])
 
     def test_in_the_way(self) -> None:
         path = self.mktemp()

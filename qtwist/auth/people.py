@@ -183,6 +183,7 @@ class People:
         if os.path.dirname(person.home) == os.path.join(self.home, "mail"):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(os.path.dirname(person.home), 0o755)
+                replacing.sync_directory(self.home)
         try:
             os.mkdir(person.home, 0o700)
         except FileExistsError:
@@ -203,6 +204,8 @@ class People:
             os.fsync(fd)
         finally:
             os.close(fd)
+        if made:
+            replacing.sync_directory(os.path.dirname(person.home))
 
     def _make_maildir(self, person: Person) -> None:
         """The maildir that .qmail or control/defaultdelivery names, else Maildir and a .qmail that names it."""
