@@ -373,7 +373,7 @@ class PeopleTests(UserCase):
         synced = note_syncs(self, self.home)
         people.add(person)
         # What root does with the rights of the owner is done by a process of its own.
-        owners = {"mail/joe/.qmail", "mail/joe/Maildir"} if os.geteuid() != 0 else set()
+        owners = {"mail/joe/Maildir"} if os.geteuid() != 0 else set()
         self.assertTrue({"mail", "mail/joe", "users", *owners} <= set(synced), synced)
         self.assertEqual(people.known(b"joe"), person.owner)
         self.assertIn(("wrote", self.path("users/assign")), done)
